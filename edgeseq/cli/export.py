@@ -1,0 +1,35 @@
+"""`edgeseq export`."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import click
+
+from edgeseq.cli.streams import log_to_stderr
+
+_FILE = click.Path(path_type=Path)
+
+
+@click.command()
+@click.argument("run", type=_FILE)
+@click.option("--out", "bundle", type=_FILE, required=True, help="Folder of the bundle; an older bundle is replaced.")
+@click.option("--valid-src", type=_FILE, help="Validation text: measures each depth and the default operating point.")
+@click.option("--valid-ref", type=_FILE, help="Its reference translations, line by line.")
+def command(run: Path, bundle: Path, valid_src: Path | None, valid_ref: Path | None) -> None:
+    """Turn the training run RUN into a bundle.
+
+    Every graph is compared with its torch module, and whole decodes with torch's; a bundle that differs is not
+    written. The table is printed and stored in the manifest.
+    """
+    from edgeseq_export import ValidationText, export_run
+
+    if (valid_src is None) != (valid_ref is None):
+        raise click.UsageError("--valid-src and --valid-ref go together; give both or none")
+    log_to_stderr()
+    validation = None
+    if valid_src is not None and valid_ref is not None:
+        validation = ValidationText(valid_src, valid_ref)
+    manifest = export_run(run, bundle, validation)
+    size = sum(entry.size for entry in manifest.entries)
+    click.echo(f"{bundle}: {len(manifest.graphs)} graphs, {size / 2**20:.1f} MiB", err=True)

@@ -1,0 +1,134 @@
+"""``edgeseq translate``: lines of text through a bundle, one line out per line in."""
+
+import contextlib
+import json
+import warnings
+from collections.abc import Generator
+from typing import TYPE_CHECKING
+
+import click
+
+from edgeseq.cli.streams import STANDARD, LenientLines, open_output, warn
+
+if TYPE_CHECKING:
+    from edgeseq_runtime import Translation
+
+INPUT_REPAIRED = 2
+"""Exit code when everything was translated, but some lines were not valid UTF-8."""
+
+
+@click.command(name="translate")
+@click.option("--model", required=True, metavar="BUNDLE", help="The bundle's folder.")
+@click.option(
+    "-i",
+    "--input",
+    "input_path",
+    default=STANDARD,
+    metavar="FILE",
+    help="Text to translate, one sentence a line; .gz and .xz are read directly. Default: stdin.",
+)
+@click.option(
+    "-o",
+    "--output",
+    "output_path",
+    default=STANDARD,
+    metavar="FILE",
+    help="Where translations go; the file appears when all is done. Default: stdout.",
+)
+@click.option(
+    "--depth",
+    metavar="POLICY",
+    help="How many decoder blocks a token uses: full, a number, adaptive (the bundle's operating "
+    "point), adaptive:NAME, or halting:TAU. Default: adaptive where the bundle has it, else full.",
+)
+@click.option(
+    "--batch-size",
+    type=click.IntRange(min=1),
+    default=32,
+    show_default=True,
+    metavar="N",
+    help="Sentences decoded together; lines are read ahead to batch similar lengths. With 1, each "
+    "line is answered before the next is read.",
+)
+@click.option(
+    "--threads",
+    type=click.IntRange(min=1),
+    default=1,
+    show_default=True,
+    metavar="N",
+    help="Threads of each computation.",
+)
+@click.option(
+    "--device",
+    type=click.Choice(["auto", "cpu", "cuda"]),
+    default="auto",
+    show_default=True,
+    help="Where to compute; auto takes CUDA where the installed onnxruntime has it.",
+)
+@click.option(
+    "--max-length",
+    type=click.IntRange(min=1),
+    metavar="N",
+    help="Most tokens of a translation. Default: 2 x source pieces + 10.",
+)
+@click.option(
+    "--trace",
+    "trace_path",
+    metavar="FILE.jsonl",
+    help="Also write each line's tokens and depths, one JSON object a line.",
+)
+def command(
+    model: str,
+    input_path: str,
+    output_path: str,
+    depth: str | None,
+    batch_size: int,
+    threads: int,
+    device: str,
+    max_length: int | None,
+    trace_path: str | None,
+) -> None:
+    r"""Translate text with a bundle: one line out per line in, a blank line for a blank one.
+
+    Lines end at \n only; a \r before it is dropped. A line that is not valid UTF-8 is translated
+    from its best decoding: a warning on stderr names it, and the exit code is 2 at the end.
+    """
+    if trace_path == output_path:
+        message = f"--output and --trace both name {output_path!r}; give them different files"
+        raise click.UsageError(message)
+    from edgeseq_runtime import Translator
+
+    with contextlib.ExitStack() as stack:
+        lines = stack.enter_context(LenientLines(input_path))
+        translator = Translator(model, depth=depth, device=device, threads=threads)
+        stack.enter_context(_warnings_as_lines())
+        output = stack.enter_context(open_output(output_path))
+        trace = stack.enter_context(open_output(trace_path)) if trace_path else None
+        results = translator.translate_iter(lines, batch_size=batch_size, max_length=max_length)
+        for number, result in enumerate(results, start=1):
+            output.write(result.text)
+            if trace:
+                trace.write(_trace_line(number, result))
+    if lines.invalid:
+        warn(f"{lines.name}: lines that were not valid UTF-8, named above: {lines.invalid}")
+        click.get_current_context().exit(INPUT_REPAIRED)
+
+
+def _trace_line(number: int, result: "Translation") -> str:
+    """One line of a trace: the input line's number from 1, tokens and depths of equal length."""
+    record = {"line": number, "tokens": list(result.tokens), "depths": list(result.depths)}
+    return json.dumps(record, ensure_ascii=False)
+
+
+@contextlib.contextmanager
+def _warnings_as_lines() -> Generator[None]:
+    """Show every warning about an input, each as one line on stderr."""
+    from edgeseq_runtime import TruncationWarning
+
+    def show(message: Warning | str, *_: object, **__: object) -> None:
+        warn(str(message))
+
+    with warnings.catch_warnings():
+        warnings.simplefilter("always", TruncationWarning)
+        warnings.showwarning = show
+        yield

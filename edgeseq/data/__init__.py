@@ -1,0 +1,1 @@
+"""Data: text files in, batches of token ids out."""

@@ -1,0 +1,93 @@
+"""Builds models from a configuration: the only place where modules and configuration meet."""
+
+from __future__ import annotations
+
+from torch import nn
+
+from edgeseq.config import ModelConfig, StackConfig
+from edgeseq.models.seq2seq import Decoder, Encoder, Seq2Seq
+from edgeseq.modules import (
+    ConvolutionUnit,
+    CrossAttention,
+    DecoderBlock,
+    DynamicConv,
+    EncoderBlock,
+    ExitHeads,
+    FeedForward,
+    HaltingUnits,
+    LightweightConv,
+    TokenEmbedding,
+)
+from edgeseq_runtime.tokenizer import PAD_ID
+
+_CONVOLUTIONS: dict[str, type[LightweightConv | DynamicConv]] = {
+    "lightweight": LightweightConv,
+    "dynamic": DynamicConv,
+}
+
+
+def build_model(config: ModelConfig, vocab_size: int) -> Seq2Seq:
+    """Assembles the model that a configuration describes, with fresh weights.
+
+    Args:
+        config: the `[model]` table.
+        vocab_size: number of pieces of the tokenizer.
+
+    Returns:
+        The model, in training mode.
+    """
+    source_embedding = TokenEmbedding(vocab_size, config.dim, PAD_ID, config.dropout)
+    target_embedding = source_embedding
+    if not config.tied_embeddings:
+        target_embedding = TokenEmbedding(vocab_size, config.dim, PAD_ID, config.dropout)
+    return Seq2Seq(
+        _build_encoder(config, source_embedding),
+        _build_decoder(config, target_embedding, vocab_size),
+    )
+
+
+def _build_encoder(config: ModelConfig, embedding: TokenEmbedding) -> Encoder:
+    stack = config.encoder
+    blocks = [
+        EncoderBlock(
+            _build_convolution(config, stack, kernel_size, causal=False),
+            FeedForward(config.dim, stack.feed_forward_dim, config.activation_dropout),
+            config.norm,
+            config.dropout,
+        )
+        for kernel_size in stack.kernel_sizes
+    ]
+    norm = nn.LayerNorm(config.dim) if config.norm == "pre" else nn.Identity()
+    return Encoder(embedding, blocks, norm)
+
+
+def _build_decoder(config: ModelConfig, embedding: TokenEmbedding, vocab_size: int) -> Decoder:
+    stack = config.decoder
+    blocks = [
+        DecoderBlock(
+            _build_convolution(config, stack, kernel_size, causal=True),
+            CrossAttention(config.dim, config.attention_heads, config.attention_dropout),
+            FeedForward(config.dim, stack.feed_forward_dim, config.activation_dropout),
+            config.norm,
+            config.dropout,
+        )
+        for kernel_size in stack.kernel_sizes
+    ]
+    exit_heads = ExitHeads(
+        config.dim,
+        vocab_size,
+        len(blocks),
+        tied=config.head == "tied",
+        embedding=embedding.table if config.tied_embeddings and config.head == "tied" else None,
+    )
+    halting_units = None
+    if config.halting != "none":
+        halting_units = HaltingUnits(config.dim, len(blocks), shared=config.halting == "shared")
+    return Decoder(embedding, blocks, exit_heads, halting_units)
+
+
+def _build_convolution(config: ModelConfig, stack: StackConfig, kernel_size: int, causal: bool) -> ConvolutionUnit:
+    operator = _CONVOLUTIONS[stack.convolution](
+        config.dim, stack.convolution_heads, kernel_size, causal, config.weight_dropout
+    )
+    return ConvolutionUnit(operator, stack.glu)

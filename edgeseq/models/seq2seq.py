@@ -1,0 +1,110 @@
+"""Encoder, adaptive decoder, and the two together.
+
+A decoder returns the exit state of every block; it does not decide where a token stops. Where tokens
+have stopped is an argument (`depths`), so training, the reference decoder and mixed paths share one forward.
+
+Dimensions: B batch, T target positions, S source positions, D channels, N decoder blocks.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from typing import cast
+
+import torch
+from torch import Tensor, nn
+
+from edgeseq.modules import DecoderBlock, EncoderBlock, ExitHeads, HaltingUnits, TokenEmbedding
+
+
+def source_bias_of(padding_mask: Tensor | None) -> Tensor | None:
+    """Turns a padding mask, bool (B, S), into what attention adds to its scores, float32 (B, 1, 1, S)."""
+    if padding_mask is None:
+        return None
+    bias = torch.zeros(padding_mask.shape, dtype=torch.float32, device=padding_mask.device)
+    return bias.masked_fill(padding_mask, float("-inf"))[:, None, None, :]
+
+
+class Encoder(nn.Module):
+    """Embedding, convolution blocks, and in pre-norm models a last norm."""
+
+    def __init__(self, embedding: TokenEmbedding, blocks: list[EncoderBlock], norm: nn.Module) -> None:
+        super().__init__()
+        self.embedding = embedding
+        self.blocks = nn.ModuleList(blocks)
+        self.norm = norm
+
+    def forward(self, source: Tensor, padding_mask: Tensor | None) -> Tensor:
+        """Encodes.
+
+        Args:
+            source: int64 (B, S), pieces and EOS, right-padded.
+            padding_mask: bool (B, S), True at padding, or None where there is none.
+
+        Returns:
+            memory (B, S, D).
+        """
+        x = self.embedding(source, torch.arange(source.shape[1], device=source.device))
+        for block in self.blocks:
+            x = block(x, padding_mask)
+        return self.norm(x)
+
+
+class Decoder(nn.Module):
+    """Embedding, blocks with an exit each, heads, and optionally halting units."""
+
+    def __init__(
+        self,
+        embedding: TokenEmbedding,
+        blocks: list[DecoderBlock],
+        exit_heads: ExitHeads,
+        halting_units: HaltingUnits | None,
+    ) -> None:
+        super().__init__()
+        self.embedding = embedding
+        self.blocks = nn.ModuleList(blocks)
+        self.exit_heads = exit_heads
+        self.halting_units = halting_units
+
+    def forward(
+        self,
+        tokens: Tensor,
+        memory: Tensor,
+        padding_mask: Tensor | None,
+        depths: Tensor | None = None,
+        blocks: int | None = None,
+    ) -> list[Tensor]:
+        """Runs whole target sequences.
+
+        Args:
+            tokens: int64 (B, T), BOS first.
+            memory: (B, S, D).
+            padding_mask: bool (B, S), True at the source's padding, or None.
+            depths: int64 (B, T): where each token stopped. Above its depth a token's state is copied unchanged
+                (Elbayad et al., section 2.2.1). None: no token stopped.
+            blocks: run only so many; None: all.
+
+        Returns:
+            The exit states of the blocks that ran, each (B, T, D). Above a token's depth they have no meaning.
+        """
+        source_bias = source_bias_of(padding_mask)
+        x = self.embedding(tokens, torch.arange(tokens.shape[1], device=tokens.device))
+        exit_states = []
+        for number, block in enumerate(cast("Iterable[DecoderBlock]", self.blocks[:blocks]), start=1):
+            next_x, exit_state = block(x, *block.cross_attention.project(memory), source_bias)
+            x = next_x if depths is None else torch.where((depths >= number).unsqueeze(-1), next_x, x)
+            exit_states.append(exit_state)
+        return exit_states
+
+
+class Seq2Seq(nn.Module):
+    """A translator: everything that is trained."""
+
+    def __init__(self, encoder: Encoder, decoder: Decoder) -> None:
+        super().__init__()
+        self.encoder = encoder
+        self.decoder = decoder
+
+    def forward(self, source: Tensor, padding_mask: Tensor | None, tokens: Tensor) -> list[Tensor]:
+        """Encodes and decodes with teacher forcing; returns the exit states of all blocks, each (B, T, D)."""
+        return self.decoder(tokens, self.encoder(source, padding_mask), padding_mask)

@@ -1,0 +1,21 @@
+"""The building blocks: operators and layers that take plain arguments and never see a configuration."""
+
+from edgeseq.modules.attention import CrossAttention
+from edgeseq.modules.blocks import ConvolutionUnit, DecoderBlock, EncoderBlock, FeedForward, ResidualNorm
+from edgeseq.modules.convolution import DynamicConv, LightweightConv
+from edgeseq.modules.embedding import TokenEmbedding
+from edgeseq.modules.exits import ExitHeads, HaltingUnits
+
+__all__ = [
+    "ConvolutionUnit",
+    "CrossAttention",
+    "DecoderBlock",
+    "DynamicConv",
+    "EncoderBlock",
+    "ExitHeads",
+    "FeedForward",
+    "HaltingUnits",
+    "LightweightConv",
+    "ResidualNorm",
+    "TokenEmbedding",
+]

@@ -1,0 +1,1 @@
+"""Training: objectives, oracles, and the loop that survives interruption."""

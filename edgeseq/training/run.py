@@ -1,0 +1,126 @@
+"""A training run from configuration to `model.safetensors`: tokenizer, corpora, both phases."""
+
+from __future__ import annotations
+
+import itertools
+import logging
+from collections.abc import Iterator
+from pathlib import Path
+
+import torch
+
+from edgeseq.config import RunConfig, load_resolved_config, save_config
+from edgeseq.data.corpus import ParallelCorpus, build_corpus
+from edgeseq.data.text import read_parallel
+from edgeseq.data.vocabulary import train_tokenizer
+from edgeseq.errors import CheckpointError, ConfigError
+from edgeseq.models import Seq2Seq, build_model
+from edgeseq.training.checkpoints import load_model, save_model
+from edgeseq.training.losses import exit_weights
+from edgeseq.training.objectives import AlignedExits, HaltingOnFrozenTrunk, JointHalting
+from edgeseq.training.trainer import Phase, Trainer
+from edgeseq_runtime.atomic import write_file
+from edgeseq_runtime.tokenizer import Tokenizer
+
+CONFIG_FILE = "config.json"
+TOKENIZER_FILE = "tokenizer.model"
+MODEL_FILE = "model.safetensors"
+
+_LOGGER = logging.getLogger(__name__)
+
+
+def train(config: RunConfig, run: Path, resume: bool) -> None:
+    """Trains both phases.
+
+    Args:
+        config: everything.
+        run: the run's folder; made if missing. Afterwards it holds config.json, tokenizer.model and
+            model.safetensors, which is all that export needs.
+        resume: go on with a run that was interrupted.
+
+    Raises:
+        EdgeseqError: configuration, data or checkpoint are at fault.
+        KeyboardInterrupt: after a checkpoint was written.
+    """
+    _open_run(config, run, resume)
+    device = _pick_device(config.training.device)
+    if config.training.threads:
+        torch.set_num_threads(config.training.threads)
+    tokenizer = _prepare_tokenizer(config, run)
+    train_corpus = _prepare_corpus(config, tokenizer, run, "train")
+    valid_corpus = _prepare_corpus(config, tokenizer, run, "valid")
+    torch.manual_seed(config.training.seed)
+    model = build_model(config.model, tokenizer.vocab_size).to(device)
+    parameters = sum(parameter.numel() for parameter in model.parameters())
+    _LOGGER.info("%s parameters, training on %s", f"{parameters:,}", device)
+    trainer = Trainer(run, model, tokenizer, train_corpus, valid_corpus, config.training, device)
+    for phase in _phases(config):
+        trainer.run_phase(phase, resume)
+    save_model(model, run / MODEL_FILE)
+    _LOGGER.info("%s is ready for `edgeseq export`", run)
+
+
+def load_run(run: Path) -> tuple[RunConfig, Tokenizer, Seq2Seq]:
+    """Loads what a run produced, the model in evaluation mode.
+
+    Raises:
+        EdgeseqError: a file is missing, damaged, or does not fit.
+    """
+    config = load_resolved_config(run / CONFIG_FILE)
+    tokenizer = Tokenizer(run / TOKENIZER_FILE)
+    model = build_model(config.model, tokenizer.vocab_size)
+    load_model(model, run / MODEL_FILE)
+    return config, tokenizer, model.eval()
+
+
+def _open_run(config: RunConfig, run: Path, resume: bool) -> None:
+    stored = run / CONFIG_FILE
+    if stored.exists():
+        if not resume:
+            raise ConfigError(f"{run} holds a run already; give --resume to continue it, or another --out")
+        if load_resolved_config(stored).model != config.model:
+            raise CheckpointError(
+                f"{stored} describes another model than the configuration; continue with the same [model] table, "
+                "or start a new run with another --out"
+            )
+    run.mkdir(parents=True, exist_ok=True)
+    write_file(stored, save_config(config))
+
+
+def _pick_device(name: str) -> torch.device:
+    available = torch.cuda.is_available()
+    if name == "cuda" and not available:
+        raise ConfigError("training.device is 'cuda', but torch finds no CUDA device here; use 'cpu' or 'auto'")
+    return torch.device("cuda" if available and name != "cpu" else "cpu")
+
+
+def _prepare_tokenizer(config: RunConfig, run: Path) -> Tokenizer:
+    path = run / TOKENIZER_FILE
+    if config.data.tokenizer is not None:
+        write_file(path, Tokenizer(config.data.tokenizer).model_bytes)
+    elif not path.exists():
+        _LOGGER.info("training a tokenizer of %d pieces", config.data.vocab_size)
+        pairs = read_parallel(Path(config.data.src), Path(config.data.tgt))
+        sentences: Iterator[str] = itertools.chain.from_iterable(pairs)
+        write_file(path, train_tokenizer(sentences, config.data.vocab_size))
+    return Tokenizer(path)
+
+
+def _prepare_corpus(config: RunConfig, tokenizer: Tokenizer, run: Path, split: str) -> ParallelCorpus:
+    data = config.data
+    src, tgt = (data.src, data.tgt) if split == "train" else (data.valid_src, data.valid_tgt)
+    (run / "data").mkdir(exist_ok=True)
+    corpus = build_corpus(Path(src), Path(tgt), tokenizer, data.max_pieces, run / "data" / split)
+    _LOGGER.info("%s: %s", split, corpus.counts.describe())
+    return corpus
+
+
+def _phases(config: RunConfig) -> Iterator[Phase]:
+    training, halting = config.training, config.halting
+    weights = exit_weights(training.exit_weights, len(config.model.decoder.kernel_sizes))
+    aligned = AlignedExits(weights, training.exits == "sampled", training.label_smoothing)
+    yield Phase("aligned", aligned, training)
+    if config.model.halting != "none":
+        units = HaltingOnFrozenTrunk(halting.oracle, halting.sigma, halting.depth_penalty)
+        joint = JointHalting(aligned, units, halting.alpha) if halting.trunk == "joint" else None
+        yield Phase("halting", joint or units, halting)

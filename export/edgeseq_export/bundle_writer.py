@@ -1,0 +1,192 @@
+"""From a training run to a bundle: split, trace, compare, measure, publish; all of it or nothing."""
+
+from __future__ import annotations
+
+import datetime as dt
+import logging
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from safetensors.torch import save
+
+from edgeseq.config import RunConfig
+from edgeseq.data.text import read_parallel
+from edgeseq.models import Seq2Seq
+from edgeseq.training.run import load_run
+from edgeseq_export.decoding_parity import MAX_TIE_SHARE, TIE_MARGIN, compare_decoding
+from edgeseq_export.errors import ExportError
+from edgeseq_export.facts import model_facts
+from edgeseq_export.graphs import GraphPart, split_model
+from edgeseq_export.onnx_graph import trace_graph
+from edgeseq_export.operating_point import Measured, measure_policies
+from edgeseq_export.parity import compare_graph, failed_rows, format_rows
+from edgeseq_runtime import Translator, __version__
+from edgeseq_runtime.atomic import publish_directory, write_file
+from edgeseq_runtime.bundle import describe_file, describe_graph
+from edgeseq_runtime.engine import Engine
+from edgeseq_runtime.manifest import (
+    MANIFEST_FILE,
+    FileEntry,
+    Manifest,
+    ModelFacts,
+    ParityReport,
+    ParityRow,
+    Provenance,
+    TokenizerFacts,
+)
+from edgeseq_runtime.policy import HaltingUnits
+from edgeseq_runtime.signatures import expected_signatures
+from edgeseq_runtime.tokenizer import EOS_ID, Tokenizer
+
+TOKENIZER_FILE = "tokenizer.model"
+PREDICTORS_FILE = "predictors.safetensors"
+
+_PARITY_SENTENCES = 64
+_PARITY_LENGTH = 40
+_SEED = 20_251
+
+_LOGGER = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class ValidationText:
+    """Files that say how good each depth is."""
+
+    src: Path
+    ref: Path
+
+
+def export_run(run: Path, bundle: Path, validation: ValidationText | None) -> Manifest:
+    """Exports a training run.
+
+    Args:
+        run: folder with config.json, tokenizer.model and model.safetensors.
+        bundle: the folder to make; an older bundle there is replaced.
+        validation: text on which quality per depth and the default operating point are measured.
+
+    Returns:
+        The manifest of the bundle.
+
+    Raises:
+        ExportError: a graph, or a decode, differs from torch; nothing is written then.
+        EdgeseqError: the run or the validation text cannot be read.
+        OSError: the bundle cannot be written.
+    """
+    config, tokenizer, model = load_run(run)
+    pairs = None if validation is None else list(read_parallel(validation.src, validation.ref))
+    facts = model_facts(config.model, model, tokenizer.vocab_size)
+    bundle.parent.mkdir(parents=True, exist_ok=True)
+    with publish_directory(bundle, marker=MANIFEST_FILE) as folder:
+        rows = _write_graphs(model, facts, folder)
+        _LOGGER.info("%s", format_rows(rows))
+        write_file(folder / TOKENIZER_FILE, tokenizer.model_bytes)
+        units = _write_predictors(model, folder)
+        sources = _parity_sources(tokenizer, None if pairs is None else [source for source, _ in pairs])
+        parity = _compare_decodes(model, facts, folder, units, sources, rows)
+        manifest = _build_manifest(config, facts, folder, parity)
+        write_file(folder / MANIFEST_FILE, manifest.to_bytes())
+        # Opening it runs all checks a user's runtime will run.
+        translator = Translator(folder, depth="full", device="cpu")
+        if pairs is not None:
+            measured = measure_policies(translator, *map(list, zip(*pairs, strict=True)))
+            _log_measured(measured)
+            manifest = manifest.model_copy(
+                update={"quality": measured.quality, "operating_points": measured.operating_points}
+            )
+            write_file(folder / MANIFEST_FILE, manifest.to_bytes())
+    return manifest
+
+
+def _write_graphs(model: Seq2Seq, facts: ModelFacts, folder: Path) -> list[ParityRow]:
+    rows = []
+    for seed, part in enumerate(split_model(model, facts), start=_SEED):
+        rows.append(_write_graph(part, folder, seed))
+    failed = failed_rows(rows)
+    if failed:
+        names = ", ".join(row.graph for row in failed)
+        raise ExportError(f"{names} differ(s) from torch; no bundle is written.\n{format_rows(rows)}")
+    return rows
+
+
+def _write_graph(part: GraphPart, folder: Path, seed: int) -> ParityRow:
+    graph = trace_graph(part)
+    write_file(folder / part.signature.file, graph.SerializeToString(deterministic=True))
+    return compare_graph(part, graph, seed)
+
+
+def _write_predictors(model: Seq2Seq, folder: Path) -> HaltingUnits | None:
+    units = model.decoder.halting_units
+    if units is None:
+        return None
+    weight, bias = units.weight.detach(), units.bias.detach()
+    write_file(folder / PREDICTORS_FILE, save({"halting.weight": weight, "halting.bias": bias}))
+    return HaltingUnits(weight.numpy(), bias.numpy())
+
+
+def _parity_sources(tokenizer: Tokenizer, text: list[str] | None) -> list[list[int]]:
+    """Takes sentences of the validation text, or draws random pieces where there is none."""
+    if text is not None:
+        ids = [tokenizer.encode(line) for line in text[:_PARITY_SENTENCES]]
+    else:
+        generator = torch.Generator().manual_seed(_SEED)
+        lengths = torch.randint(1, 30, (_PARITY_SENTENCES,), generator=generator).tolist()
+        ids = [
+            torch.randint(EOS_ID + 1, tokenizer.vocab_size, (length,), generator=generator).tolist()
+            for length in lengths
+        ]
+    return [[*sentence, EOS_ID] for sentence in ids]
+
+
+def _compare_decodes(
+    model: Seq2Seq,
+    facts: ModelFacts,
+    folder: Path,
+    units: HaltingUnits | None,
+    sources: list[list[int]],
+    rows: list[ParityRow],
+) -> ParityReport:
+    engine = Engine(folder, facts, device="cpu")
+    decoding = compare_decoding(model, engine, units, sources, _PARITY_LENGTH, _SEED)
+    summary = (
+        f"{decoding.sentences} forced decodes, {decoding.tokens} tokens, {decoding.decisions} decisions: "
+        f"{decoding.disagreements} differ, {decoding.ties} ties"
+    )
+    _LOGGER.info("%s", summary)
+    if decoding.disagreements or decoding.ties > MAX_TIE_SHARE * decoding.decisions:
+        raise ExportError(
+            f"the graphs do not decode as torch does: {summary} (expected 0, and ties below {MAX_TIE_SHARE:.1%}); "
+            "no bundle is written"
+        )
+    return ParityReport(tie_margin=TIE_MARGIN, rows=rows, decoding=decoding)
+
+
+def _build_manifest(config: RunConfig, facts: ModelFacts, folder: Path, parity: ParityReport) -> Manifest:
+    files: list[FileEntry] = [describe_file(folder, TOKENIZER_FILE, "tokenizer")]
+    if facts.halting != "none":
+        files.append(describe_file(folder, PREDICTORS_FILE, "predictors"))
+    return Manifest(
+        edgeseq_version=__version__,
+        created=dt.datetime.now(tz=dt.UTC).date().isoformat(),
+        model=facts,
+        graphs=[describe_graph(folder, signature) for signature in expected_signatures(facts)],
+        files=files,
+        tokenizer=TokenizerFacts(pieces=facts.vocab_size),
+        operating_points=[],
+        quality=[],
+        parity=parity,
+        provenance=Provenance(licence=config.data.licence, data=config.data.description),
+    )
+
+
+def _log_measured(measured: Measured) -> None:
+    for result in measured.results:
+        _LOGGER.info(
+            "depth %-12s BLEU %5.2f  chrF %5.2f  average depth %.2f",
+            result.depth,
+            result.scores.bleu,
+            result.scores.chrf,
+            result.average_depth,
+        )
+    for point in measured.operating_points:
+        _LOGGER.info("operating point %s: %s", point.name, point.policy)

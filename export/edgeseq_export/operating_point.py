@@ -1,0 +1,72 @@
+"""The default operating point: measured on validation text when a bundle is made."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from edgeseq.evaluation.policies import PolicyResult, evaluate_policies
+from edgeseq_runtime import Translator
+from edgeseq_runtime.manifest import DepthQuality, OperatingPoint
+from edgeseq_runtime.policy import DEFAULT_POINT
+
+MAX_BLEU_LOSS = 0.3
+"""Against full depth on the validation set: the default point is the shallowest that loses no more."""
+
+_THRESHOLDS = (0.3, 0.35, 0.4, 0.45, 0.5, 0.55, 0.6, 0.65, 0.7, 0.75, 0.8, 0.85, 0.9)
+_BATCH_SIZE = 32
+
+
+@dataclass(frozen=True)
+class Measured:
+    """What the validation set said."""
+
+    results: list[PolicyResult]
+    quality: list[DepthQuality]
+    operating_points: list[OperatingPoint]
+
+
+def measure_policies(translator: Translator, sources: Sequence[str], references: Sequence[str]) -> Measured:
+    """Measures fixed depths and halting thresholds, and picks the default operating point.
+
+    Args:
+        translator: the new bundle.
+        sources: validation sentences.
+        references: one per source.
+
+    Returns:
+        All results. The default point is the policy of least average depth whose BLEU is within 0.3 of full
+        depth; with no halting unit there is none.
+    """
+    model = translator.manifest.model
+    depths = [str(depth) for depth in range(1, model.decoder_blocks + 1)]
+    if model.halting != "none":
+        depths += [f"halting:{threshold:g}" for threshold in _THRESHOLDS]
+    results = evaluate_policies(translator, sources, references, depths, _BATCH_SIZE)
+    full = results[model.decoder_blocks - 1]
+    adaptive = results[model.decoder_blocks :]
+    good = [result for result in adaptive if result.scores.bleu >= full.scores.bleu - MAX_BLEU_LOSS]
+    points = [_point(min(good, key=lambda result: result.average_depth), full)] if good else []
+    return Measured(results, [_quality(result) for result in results], points)
+
+
+def _quality(result: PolicyResult) -> DepthQuality:
+    return DepthQuality(
+        depth=result.depth,
+        bleu=result.scores.bleu,
+        chrf=result.scores.chrf,
+        average_depth=result.average_depth,
+        sentences=result.sentences,
+    )
+
+
+def _point(result: PolicyResult, full: PolicyResult) -> OperatingPoint:
+    return OperatingPoint(
+        name=DEFAULT_POINT,
+        policy=result.depth,
+        bleu=result.scores.bleu,
+        chrf=result.scores.chrf,
+        average_depth=result.average_depth,
+        sentences=result.sentences,
+        full_depth_bleu=full.scores.bleu,
+    )

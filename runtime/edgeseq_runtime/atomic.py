@@ -1,0 +1,141 @@
+"""Write files and folders so that a reader never meets half of one.
+
+Content goes to a temporary sibling, is flushed to the disk, and takes its final name by a rename.
+Symbolic links are followed: what they point to is replaced, the link stays. After a crash (not an
+exception: those clean up) a hidden ``.NAME.*.tmp`` or ``.NAME.*.old`` sibling can remain.
+"""
+
+import contextlib
+import errno
+import os
+import secrets
+import shutil
+from collections.abc import Generator
+from pathlib import Path
+
+
+def write_file(path: str | Path, data: bytes) -> None:
+    """Make ``path`` hold exactly ``data``, or leave it as it was.
+
+    Args:
+        path: The file. Its folder must exist; an existing file is replaced.
+        data: The whole content.
+
+    Raises:
+        OSError: The file cannot be written; a full disk says so. Nothing is left behind.
+    """
+    target = Path(path).resolve()
+    temporary = _sibling(target, "tmp")
+    try:
+        with _explain_full_disk(target, f"{len(data)} bytes"), temporary.open("xb") as file:
+            file.write(data)
+            file.flush()
+            os.fsync(file.fileno())
+        temporary.replace(target)
+    except BaseException:
+        temporary.unlink(missing_ok=True)
+        raise
+    _sync(target.parent)
+
+
+@contextlib.contextmanager
+def publish_directory(path: str | Path, *, marker: str | None = None) -> Generator[Path]:
+    """Build a folder under a temporary name; it becomes ``path`` when the ``with`` block ends well.
+
+    When the block raises, the temporary folder is removed and ``path`` is as before. A folder that
+    exists already is replaced by two renames, old one away and new one in (no portable call
+    exchanges two folders): a reader in the instant between them finds no folder, never half a
+    folder. When the second rename fails, the old folder is put back.
+
+    Args:
+        path: The final folder. Its parent must exist.
+        marker: A file name that tells our own folders from others. When given, an existing
+            folder that is neither empty nor holds this file is not replaced.
+
+    Yields:
+        The temporary folder, next to ``path``.
+
+    Raises:
+        FileExistsError: ``path`` is a file, or a folder without ``marker``.
+        OSError: The folder cannot be written; a full disk says so.
+    """
+    target = Path(path).resolve()
+    _check_replaceable(target, marker)
+    temporary = _sibling(target, "tmp")
+    temporary.mkdir()
+    try:
+        with _explain_full_disk(target, "more space"):
+            yield temporary
+            _sync_tree(temporary)
+        _check_replaceable(target, marker)
+        _move_into_place(temporary, target)
+    except BaseException:
+        shutil.rmtree(temporary, ignore_errors=True)
+        raise
+    _sync(target.parent)
+
+
+def _sibling(target: Path, suffix: str) -> Path:
+    """Return a fresh hidden name in the same folder, hence on the same file system."""
+    return target.with_name(f".{target.name}.{secrets.token_hex(6)}.{suffix}")
+
+
+def _check_replaceable(target: Path, marker: str | None) -> None:
+    if not target.exists():
+        return
+    if not target.is_dir():
+        raise FileExistsError(
+            errno.EEXIST, f"{target} is a file, expected a folder or nothing: choose another name"
+        )
+    if marker is not None and not (target / marker).is_file() and any(target.iterdir()):
+        raise FileExistsError(
+            errno.EEXIST,
+            f"{target} exists and holds no {marker}, so it is not replaced: "
+            "choose another name, or empty it",
+        )
+
+
+def _move_into_place(temporary: Path, target: Path) -> None:
+    if not target.exists():
+        temporary.rename(target)
+        return
+    old = _sibling(target, "old")
+    target.rename(old)
+    try:
+        temporary.rename(target)
+    except BaseException:
+        old.rename(target)
+        raise
+    shutil.rmtree(old, ignore_errors=True)
+
+
+@contextlib.contextmanager
+def _explain_full_disk(target: Path, needed: str) -> Generator[None]:
+    try:
+        yield
+    except OSError as error:
+        if error.errno not in (errno.ENOSPC, errno.EDQUOT):
+            raise
+        raise OSError(
+            error.errno,
+            f"cannot write {target}: the disk or quota is full; free {needed} in {target.parent} "
+            "and run again (nothing was left behind)",
+        ) from error
+
+
+def _sync_tree(folder: Path) -> None:
+    for root, _, names in os.walk(folder):
+        for name in names:
+            _sync(Path(root, name))
+        _sync(Path(root))
+
+
+def _sync(path: Path) -> None:
+    """Flush a file or folder to the disk; folders cannot be opened for that on Windows."""
+    if os.name == "nt" and path.is_dir():
+        return
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)

@@ -1,0 +1,231 @@
+"""Open a bundle: everything is checked before any of it is used.
+
+The order matters. Names and links first, so that nothing outside the folder is ever opened; then
+sizes and hashes, so that nothing changed is parsed; then the declared signatures, so that a bundle
+of another model is refused before onnxruntime sees a graph. Creating sessions is not done here.
+"""
+
+import hashlib
+import stat
+from collections.abc import Iterable
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+
+from edgeseq_runtime.errors import BundleError, InputError
+from edgeseq_runtime.manifest import (
+    MANIFEST_FILE,
+    FileEntry,
+    FileRole,
+    GraphEntry,
+    Manifest,
+    TensorSpec,
+)
+from edgeseq_runtime.policy import DepthPolicy, HaltingUnits, parse_policy
+from edgeseq_runtime.safetensors import read_safetensors
+from edgeseq_runtime.signatures import GraphSignature, expected_signatures
+from edgeseq_runtime.tokenizer import Tokenizer
+
+MAX_MANIFEST_BYTES = 4 << 20
+MAX_PREDICTORS_BYTES = 64 << 20
+_CHUNK_BYTES = 1 << 20
+
+
+@dataclass(frozen=True, eq=False)
+class Bundle:
+    """A bundle whose files have been checked.
+
+    Attributes:
+        path: The folder.
+        manifest: Its table of contents.
+        sha256: Hash of ``manifest.json``, which lists the hashes of all other files, so it
+            stands for the whole bundle.
+        tokenizer: Its tokenizer.
+        halting: Weights of its halting units, None where it has none.
+    """
+
+    path: Path
+    manifest: Manifest
+    sha256: str
+    tokenizer: Tokenizer
+    halting: HaltingUnits | None
+
+    def policy(self, text: str | int) -> DepthPolicy:
+        """Parse a depth policy as :func:`edgeseq_runtime.policy.parse_policy` does."""
+        return parse_policy(text, self.manifest, self.halting)
+
+
+def load_bundle(path: str | Path) -> Bundle:
+    """Check a bundle and read all of it but the graphs.
+
+    Raises:
+        BundleError: The folder is missing, incomplete, changed, or not of this format.
+    """
+    folder = Path(path)
+    if not folder.is_dir():
+        raise BundleError(
+            f"bundle {str(path)!r} is not a folder: expected what `edgeseq export` wrote"
+        )
+    data = _read_manifest(folder)
+    manifest = Manifest.from_bytes(data, str(folder / MANIFEST_FILE))
+    for entry in manifest.entries:
+        _check_file(folder, entry)
+    _check_signatures(manifest, folder)
+    return Bundle(
+        path=folder,
+        manifest=manifest,
+        sha256=hashlib.sha256(data).hexdigest(),
+        tokenizer=_read_tokenizer(folder, manifest),
+        halting=_read_halting(folder, manifest),
+    )
+
+
+def file_sha256(path: str | Path) -> str:
+    """Hash of a file's content, in hexadecimal."""
+    digest = hashlib.sha256()
+    with Path(path).open("rb") as file:
+        while chunk := file.read(_CHUNK_BYTES):
+            digest.update(chunk)
+    return digest.hexdigest()
+
+
+def describe_graph(folder: Path, signature: GraphSignature) -> GraphEntry:
+    """Manifest entry of a graph that has been written to ``folder``."""
+    path = folder / signature.file
+    return GraphEntry(
+        file=signature.file,
+        role=signature.role,
+        block=signature.block,
+        size=path.stat().st_size,
+        sha256=file_sha256(path),
+        inputs=list(signature.inputs),
+        outputs=list(signature.outputs),
+    )
+
+
+def describe_file(folder: Path, file: str, role: FileRole) -> FileEntry:
+    """Manifest entry of a file other than a graph that has been written to ``folder``."""
+    path = folder / file
+    return FileEntry(file=file, role=role, size=path.stat().st_size, sha256=file_sha256(path))
+
+
+def _read_manifest(folder: Path) -> bytes:
+    size = _regular_file_size(folder, MANIFEST_FILE)
+    if size > MAX_MANIFEST_BYTES:
+        raise BundleError(
+            f"{folder / MANIFEST_FILE} has {size} bytes, expected at most {MAX_MANIFEST_BYTES}"
+        )
+    return (folder / MANIFEST_FILE).read_bytes()
+
+
+def _regular_file_size(folder: Path, file: str) -> int:
+    """Size in bytes of a file that is one, and is no link to somewhere else."""
+    path = folder / file
+    try:
+        status = path.lstat()
+    except OSError as error:
+        raise BundleError(
+            f"bundle {str(folder)!r} lacks {file}: {error.strerror}; export or copy it again"
+        ) from error
+    if not stat.S_ISREG(status.st_mode):
+        kind = "a symbolic link" if stat.S_ISLNK(status.st_mode) else "not a regular file"
+        raise BundleError(
+            f"{path} is {kind}: expected a regular file inside the bundle; copy its content there"
+        )
+    if status.st_nlink > 1:
+        raise BundleError(
+            f"{path} is a hard link ({status.st_nlink} names): expected a file of the bundle's "
+            "own; copy the bundle without links"
+        )
+    return status.st_size
+
+
+def _check_file(folder: Path, entry: GraphEntry | FileEntry) -> None:
+    size = _regular_file_size(folder, entry.file)
+    if size != entry.size:
+        raise BundleError(
+            f"{folder / entry.file} has {size} bytes, but the manifest says {entry.size}: "
+            "the bundle was changed or copied in part; export or copy it again"
+        )
+    found = file_sha256(folder / entry.file)
+    if found != entry.sha256:
+        raise BundleError(
+            f"{folder / entry.file} has the SHA-256 {found}, but the manifest says {entry.sha256}: "
+            "the file was changed; export or copy the bundle again"
+        )
+
+
+def _check_signatures(manifest: Manifest, folder: Path) -> None:
+    expected = {signature.file: signature for signature in expected_signatures(manifest.model)}
+    declared = {entry.file: entry for entry in manifest.graphs}
+    problems = [f"graph {file} is missing" for file in expected if file not in declared]
+    problems += [f"graph {file} is not expected" for file in declared if file not in expected]
+    for file, signature in expected.items():
+        if file in declared:
+            problems += _differences(declared[file], signature)
+    if problems:
+        listed = "\n".join(f"  {problem}" for problem in problems)
+        raise BundleError(
+            f"{folder / MANIFEST_FILE} lists graphs that do not fit its model "
+            f"({len(problems)} problems):\n{listed}"
+        )
+
+
+def _differences(entry: GraphEntry, signature: GraphSignature) -> list[str]:
+    problems = []
+    if (entry.role, entry.block) != (signature.role, signature.block):
+        problems.append(
+            f"{entry.file}: is the {entry.role} of block {entry.block}, "
+            f"expected the {signature.role} of block {signature.block}"
+        )
+    for what, found, wanted in (
+        ("inputs", entry.inputs, signature.inputs),
+        ("outputs", entry.outputs, signature.outputs),
+    ):
+        if found != list(wanted):
+            problems.append(
+                f"{entry.file}: {what} are {_list_tensors(found)}; expected {_list_tensors(wanted)}"
+            )
+    return problems
+
+
+def _list_tensors(tensors: Iterable[TensorSpec]) -> str:
+    return ", ".join(f"{tensor.name} {tensor.dtype}{tensor.shape}" for tensor in tensors)
+
+
+def _entry_of(manifest: Manifest, role: FileRole) -> FileEntry:
+    return next(entry for entry in manifest.files if entry.role == role)
+
+
+def _read_tokenizer(folder: Path, manifest: Manifest) -> Tokenizer:
+    path = folder / _entry_of(manifest, "tokenizer").file
+    try:
+        tokenizer = Tokenizer(path)
+    except InputError as error:
+        raise BundleError(str(error)) from error
+    if tokenizer.vocab_size != manifest.tokenizer.pieces:
+        raise BundleError(
+            f"{path} has {tokenizer.vocab_size} pieces, "
+            f"but the manifest says {manifest.tokenizer.pieces}"
+        )
+    return tokenizer
+
+
+def _read_halting(folder: Path, manifest: Manifest) -> HaltingUnits | None:
+    units = manifest.model.halting_units
+    if not units:
+        return None
+    path = folder / _entry_of(manifest, "predictors").file
+    if path.stat().st_size > MAX_PREDICTORS_BYTES:
+        raise BundleError(
+            f"{path} has more than {MAX_PREDICTORS_BYTES} bytes, too large for halting units"
+        )
+    tensors = read_safetensors(path.read_bytes(), str(path))
+    shapes = {name: tensor.shape for name, tensor in tensors.items()}
+    expected = {"halting.weight": (units, manifest.model.dim), "halting.bias": (units,)}
+    if shapes != expected:
+        raise BundleError(f"{path} holds {shapes}, expected {expected}")
+    if not all(np.isfinite(tensor).all() for tensor in tensors.values()):
+        raise BundleError(f"{path} holds weights that are not finite: export the model again")
+    return HaltingUnits(tensors["halting.weight"], tensors["halting.bias"])

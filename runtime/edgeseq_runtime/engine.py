@@ -1,0 +1,331 @@
+"""The engine: runs a bundle's graphs step by step, each token to the depth it needs.
+
+It owns all decoding state and knows nothing of text or search. One step embeds a token per row,
+runs block 1 on all rows, asks the depth policy which rows stop, runs block 2 on the rest, and so
+on; each row's exit state then goes through its exit head.
+
+A row that stops leaves its last state to be copied upward. When it later enters a block it had
+skipped, the missing columns there are computed from the copied states, and only those that the
+convolution can still reach (lazy bounded backfill). This equals computing them at once, exactly:
+a column depends on its own copied state only.
+
+On the CPU, hidden states are the same bits whatever a sentence's batch mates, order and padding,
+given graphs whose arithmetic keeps rows apart and source lengths in multiples of 4.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+
+from edgeseq_runtime.arrays import AnyArray, BoolArray, FloatArray, IntArray
+from edgeseq_runtime.errors import InputError
+from edgeseq_runtime.manifest import ModelFacts
+from edgeseq_runtime.policy import DepthPolicy
+from edgeseq_runtime.sessions import Graph, select_provider
+from edgeseq_runtime.signatures import expected_signatures
+from edgeseq_runtime.state import BlockState, DecoderState, Exits, Window
+from edgeseq_runtime.tokenizer import PAD_ID
+
+SOURCE_MULTIPLE = 4
+"""Source lengths are padded to a multiple of this, or the last bits would depend on padding."""
+
+ENCODER_TOKENS = 2048
+"""Source positions of one encoder call, at most: bounds its memory, and keeps it in the cache."""
+
+
+@dataclass(frozen=True, slots=True)
+class Step:
+    """What one decoding step gives.
+
+    Attributes:
+        logits: (rows, vocab), of the exit head after the block at which each row stopped.
+        depths: (rows,), that block, from 1.
+    """
+
+    logits: FloatArray
+    depths: IntArray
+
+
+class Engine:
+    """A bundle's graphs on a device. May be shared by threads: state lives in DecoderState."""
+
+    def __init__(
+        self, folder: Path, model: ModelFacts, device: str = "auto", threads: int = 1
+    ) -> None:
+        """Create the sessions.
+
+        Args:
+            folder: A bundle whose files have been checked.
+            model: Facts of its model.
+            device: ``cpu``, ``cuda`` or ``auto``.
+            threads: Threads that one graph may use, at least 1.
+
+        Raises:
+            BundleError: A graph cannot be loaded, or is not what the manifest declares.
+            DeviceError: The device cannot be used.
+            InputError: ``device`` or ``threads`` is out of range.
+        """
+        if threads < 1:
+            raise InputError(f"threads is {threads}, expected at least 1")
+        self.provider = select_provider(device)
+        self.threads = threads
+        self._dim = model.dim
+        self._vocab_size = model.vocab_size
+        self._reaches = [kernel_size - 1 for kernel_size in model.decoder_kernel_sizes]
+        self._depth = model.decoder_blocks
+        self._graphs = {
+            (signature.role, signature.block): Graph(folder, signature, self.provider, threads)
+            for signature in expected_signatures(model)
+        }
+        self._tied = model.head == "tied"
+
+    def encode(self, sources: Sequence[Sequence[int]], policy: DepthPolicy) -> DecoderState:
+        """Encode sentences and prepare to decode them as one batch.
+
+        Args:
+            sources: Ids of each sentence, eos included; none is empty.
+            policy: Decides the depths of the tokens to come.
+
+        Returns:
+            A state at target position 0.
+
+        Raises:
+            InputError: No sentence, or an empty one.
+        """
+        if not sources or not all(sources):
+            raise InputError("expected at least one source sentence, and none empty (eos included)")
+        lengths = np.array([len(source) for source in sources], dtype=np.int64)
+        rows = len(sources)
+        padded = -(-lengths // SOURCE_MULTIPLE) * SOURCE_MULTIPLE
+        longest = int(padded.max())
+        positions = np.arange(longest)
+        bias = np.where(positions < lengths[:, None], np.float32(0), np.float32(-np.inf))
+        upper_reach = max(self._reaches[1:], default=0)
+        return DecoderState(
+            policy=policy,
+            memory=self._encode_by_length(sources, lengths, padded),
+            source_bias=bias.reshape(rows, 1, 1, longest),
+            lengths=lengths,
+            blocks=[
+                BlockState(
+                    window=Window(rows, reach, self._dim) if reach else None,
+                    filled=np.zeros(rows, dtype=np.int64),
+                    entered=np.zeros(rows, dtype=np.bool_),
+                )
+                for reach in self._reaches
+            ],
+            copied=Window(rows, upper_reach, self._dim) if upper_reach else None,
+        )
+
+    def step(
+        self,
+        state: DecoderState,
+        tokens: IntArray,
+        parents: IntArray | None = None,
+        depths: IntArray | None = None,
+    ) -> Step:
+        """Feed one token per row and compute the logits of the next.
+
+        Args:
+            state: Advanced by one position, in place.
+            tokens: (rows,), the tokens at the current position: bos at first.
+            parents: (rows,), for each row the row of the previous step it continues; rows not
+                named are dropped. None continues all rows in order.
+            depths: (rows,), the depth of each token, from 1 to N, instead of the policy's choice.
+
+        Raises:
+            InputError: Arrays of the wrong length, or depths out of range.
+        """
+        if parents is not None:
+            state.select(parents)
+        self._check_step(state, tokens, depths)
+        feed = {
+            "tokens": tokens.reshape(-1, 1),
+            "position": np.full((state.rows, 1), state.position, dtype=np.int64),
+        }
+        x = self._graphs["embed", None].run(feed)[0]
+        exits = self._run_blocks(state, x, depths)
+        if state.copied is not None:
+            state.copied.make_room(state.position)
+            state.copied.write(None, state.position, exits.last_states)
+        state.position += 1
+        return Step(self._logits(exits), exits.depths)
+
+    def _check_step(self, state: DecoderState, tokens: IntArray, depths: IntArray | None) -> None:
+        for name, array in (("tokens", tokens), ("depths", depths)):
+            if array is not None and array.shape != (state.rows,):
+                raise InputError(f"{name} has the shape {array.shape}, expected ({state.rows},)")
+        if depths is not None and not ((depths >= 1) & (depths <= self._depth)).all():
+            raise InputError(f"depths are {depths.tolist()}, expected 1 to {self._depth}")
+
+    def _encode_by_length(
+        self, sources: Sequence[Sequence[int]], lengths: IntArray, padded: IntArray
+    ) -> FloatArray:
+        """Run the encoder on sentences of one padded length at a time.
+
+        No work is wasted on padding, and no sentence meets a padding that depends on its mates.
+        """
+        groups = [np.flatnonzero(padded == length) for length in np.unique(padded)]
+        if len(groups) == 1 and padded.sum() <= ENCODER_TOKENS:
+            return self._run_encoder(sources, lengths, int(padded[0]))
+        memory = np.zeros((len(sources), int(padded.max()), self._dim), dtype=np.float32)
+        for group in groups:
+            length = int(padded[group[0]])
+            size = max(1, ENCODER_TOKENS // length)
+            for start in range(0, len(group), size):
+                rows = group[start : start + size]
+                chunk = [sources[row] for row in rows]
+                memory[rows, :length] = self._run_encoder(chunk, lengths[rows], length)
+        return memory
+
+    def _run_encoder(
+        self, sources: Sequence[Sequence[int]], lengths: IntArray, padded: int
+    ) -> FloatArray:
+        source = np.full((len(sources), padded), PAD_ID, dtype=np.int64)
+        for row, ids in enumerate(sources):
+            source[row, : len(ids)] = ids
+        mask = np.arange(padded) >= lengths[:, None]
+        return self._graphs["encoder", None].run({"source": source, "padding_mask": mask})[0]
+
+    def _run_blocks(self, state: DecoderState, x: FloatArray, depths: IntArray | None) -> Exits:
+        """Run each row through the blocks until it stops. ``x`` is (rows, 1, d)."""
+        exits: Exits | None = None
+        active: IntArray | None = None  # rows that have not stopped; None means all
+        for block in range(1, self._depth + 1):
+            next_x, exit_state = self._run_block(state, block, active, x)
+            last_states = next_x.reshape(-1, self._dim)
+            exit_states = exit_state.reshape(-1, self._dim)
+            stops = self._stops(state, block, active, exit_states, depths)
+            stopping = np.count_nonzero(stops)
+            if not stopping:
+                x = next_x
+                continue
+            if exits is None and stopping == state.rows:
+                return Exits.of_all(block, exit_states, last_states)
+            if exits is None:
+                exits = Exits.of_none(state.rows, self._dim)
+            leaving = stops.nonzero()[0]
+            exits.leave(
+                block,
+                leaving if active is None else active[leaving],
+                exit_states.take(leaving, axis=0),
+                last_states.take(leaving, axis=0),
+            )
+            if stopping == len(stops):
+                return exits
+            staying = (~stops).nonzero()[0]
+            active = staying if active is None else active[staying]
+            x = next_x.take(staying, axis=0)
+        raise AssertionError("unreachable: every row stops at the last block")
+
+    def _stops(
+        self,
+        state: DecoderState,
+        block: int,
+        active: IntArray | None,
+        exit_states: FloatArray,
+        depths: IntArray | None,
+    ) -> BoolArray:
+        """Which of the active rows stop after ``block``: (active rows,)."""
+        if block == self._depth:
+            return np.ones(len(exit_states), dtype=np.bool_)
+        if depths is not None:
+            return (depths if active is None else depths[active]) <= block
+        return state.policy.stops(block, exit_states)
+
+    def _run_block(
+        self, state: DecoderState, block: int, active: IntArray | None, x: FloatArray
+    ) -> tuple[FloatArray, FloatArray]:
+        """Run a block on the active rows; give their next x and exit state, (rows, 1, d)."""
+        past = state.blocks[block - 1]
+        position = state.position
+        if past.cross is None or not past.all_entered:
+            past.cross = self._enter(state, block, active)
+        bias = state.source_bias
+        key, value = past.cross
+        feed: dict[str, AnyArray] = {
+            "x": x,
+            "cross_key": key if active is None else key.take(active, axis=0),
+            "cross_value": value if active is None else value.take(active, axis=0),
+            "source_bias": bias if active is None else bias.take(active, axis=0),
+        }
+        window = past.window
+        if window is None:
+            next_x, exit_state, _ = self._graphs["block", block].run(feed)
+            return next_x, exit_state
+        window.make_room(position)
+        if block > 1:
+            self._backfill(state, block, active)
+        feed["history"] = window.history(active, position)
+        next_x, exit_state, columns = self._graphs["block", block].run(feed)
+        window.write(active, position, columns.reshape(-1, self._dim))
+        past.filled[slice(None) if active is None else active] = position + 1
+        return next_x, exit_state
+
+    def _enter(
+        self, state: DecoderState, block: int, active: IntArray | None
+    ) -> tuple[FloatArray, FloatArray]:
+        """Compute source keys and values of the active rows that enter a block a first time.
+
+        Once half of a batch has entered, the rest comes along: most of it will enter too, and one
+        call is much cheaper than one at each step for a row or two.
+        """
+        past = state.blocks[block - 1]
+        entered = past.entered.copy()
+        entered[slice(None) if active is None else active] = True
+        if 2 * np.count_nonzero(entered) >= state.rows:
+            entered[:] = True
+            past.all_entered = True
+        rows = (entered & ~past.entered).nonzero()[0]
+        past.entered = entered
+        if past.cross is not None and not len(rows):
+            return past.cross
+        everyone = len(rows) == state.rows
+        memory = state.memory if everyone else state.memory.take(rows, axis=0)
+        new_key, new_value = self._graphs["cross", block].run({"memory": memory})
+        if everyone:
+            return new_key, new_value
+        key, value = past.cross or (
+            np.zeros((state.rows, *new_key.shape[1:]), dtype=np.float32),
+            np.zeros((state.rows, *new_value.shape[1:]), dtype=np.float32),
+        )
+        key[rows] = new_key
+        value[rows] = new_value
+        return key, value
+
+    def _backfill(self, state: DecoderState, block: int, active: IntArray | None) -> None:
+        """Give the active rows the columns of positions at which they stopped below the block.
+
+        Of a row's pending positions, those out of the convolution's reach are dropped. The others
+        of all rows go through one call.
+        """
+        past = state.blocks[block - 1]
+        window, copied, position = past.window, state.copied, state.position
+        filled = past.filled if active is None else past.filled[active]
+        behind = (filled < position).nonzero()[0]
+        if not len(behind) or window is None or copied is None:
+            return
+        rows = behind if active is None else active[behind]
+        counts = np.minimum(position - filled[behind], self._reaches[block - 1])
+        # All pairs of a row and a distance back to one of its pending positions.
+        index, distance = (np.arange(counts.max()) < counts[:, None]).nonzero()
+        rows, positions = rows[index], position - 1 - distance
+        states = copied.gather(rows, positions)
+        columns = self._graphs["backfill", block].run({"states": states})[0]
+        window.scatter(rows, positions, columns)
+
+    def _logits(self, exits: Exits) -> FloatArray:
+        """Run each row's exit head: (rows, vocab)."""
+        if self._tied:
+            return self._graphs["head", None].run({"exit_state": exits.exit_states})[0]
+        used = np.unique(exits.depths).tolist()
+        if len(used) == 1:
+            return self._graphs["head", used[0]].run({"exit_state": exits.exit_states})[0]
+        logits = np.empty((len(exits.depths), self._vocab_size), dtype=np.float32)
+        for depth in used:
+            rows = np.flatnonzero(exits.depths == depth)
+            head = self._graphs["head", depth]
+            logits[rows] = head.run({"exit_state": exits.exit_states[rows]})[0]
+        return logits

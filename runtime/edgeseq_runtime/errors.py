@@ -1,0 +1,28 @@
+"""What can go wrong in the runtime, as exceptions a host program can tell apart.
+
+Every message names the value at fault, what was expected, and what to do about it.
+"""
+
+
+class EdgeseqRuntimeError(Exception):
+    """Root of all errors that edgeseq_runtime raises on purpose."""
+
+
+class BundleError(EdgeseqRuntimeError):
+    """A bundle is missing, incomplete, changed, or of a format this version does not read."""
+
+
+class PolicyError(EdgeseqRuntimeError):
+    """A depth policy is misspelt, or names something that the bundle does not have."""
+
+
+class InputError(EdgeseqRuntimeError):
+    """The caller gave something that cannot be translated, or a setting out of range."""
+
+
+class DeviceError(EdgeseqRuntimeError):
+    """onnxruntime is not installed, or the device asked for cannot be used."""
+
+
+class TruncationWarning(UserWarning):
+    """An input was longer than the runtime translates, and its end was left out."""

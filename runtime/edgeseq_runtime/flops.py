@@ -1,0 +1,119 @@
+"""Decoder FLOPs of a sentence, from the depths its tokens used.
+
+A count of multiply-adds (two operations each) in the linear maps, after Elbayad et al. (2020),
+appendix B, which ignores norms, residuals and non-linearities. Corrected for what edgeseq runs:
+convolution blocks in place of self-attention, an exit head that is computed once per token, and
+lazy bounded backfill. Symbols: d ``dim``, f ``feed_forward_dim``, K_n taps of block n, H
+``convolution_heads``, V ``vocab_size``, S source pieces (EOS included), N decoder blocks.
+
+This is a model of the work, not of the time: see the measured table in the project's results.
+"""
+
+from collections.abc import Sequence
+from dataclasses import astuple, dataclass
+
+from edgeseq_runtime.manifest import ModelFacts
+
+
+@dataclass(frozen=True)
+class DecoderFlops:
+    """FLOPs of a sentence (or, added up, of many) by what they were spent on.
+
+    Attributes:
+        blocks: Blocks that ran: convolution, encoder-decoder attention and feed-forward.
+        cross: Keys and values of the source, per block when the sentence first enters it.
+        backfill: Columns of positions that had stopped below a block entered later.
+        halting: Halting units.
+        head: Exit heads.
+    """
+
+    blocks: int = 0
+    cross: int = 0
+    backfill: int = 0
+    halting: int = 0
+    head: int = 0
+
+    @property
+    def total(self) -> int:
+        """Sum of all parts."""
+        return sum(astuple(self))
+
+    def __add__(self, other: "DecoderFlops") -> "DecoderFlops":
+        """Add part by part."""
+        return DecoderFlops(*(a + b for a, b in zip(astuple(self), astuple(other), strict=True)))
+
+
+def decoder_flops(
+    model: ModelFacts, source_pieces: int, depths: Sequence[int], *, halting: bool
+) -> DecoderFlops:
+    """Count the decoder's FLOPs of one sentence.
+
+    Per visit of block n: ``column + taps + 2 K_n d + 2 d^2`` for the convolution, where
+    ``column`` is :func:`column_flops` and ``taps`` is ``2 d H K_n`` for dynamic convolution and 0
+    for lightweight; ``4 d^2 + 4 S d`` for attention (query, output; scores, mix); ``4 d f`` for the
+    feed-forward layer. The sentence's first visit of a block adds ``4 S d^2`` for keys and values.
+    Each backfilled column costs ``column``, each halting unit asked ``2 d``, each token's exit head
+    ``2 V d``. Untied heads cost the same: one of them runs per token.
+
+    Args:
+        model: Facts of the model.
+        source_pieces: Source length S, EOS included.
+        depths: Depth of each generated token in order, EOS included.
+        halting: Whether halting units were asked: after each visited block below N.
+
+    Returns:
+        The counts, exact for lazy bounded backfill: the order of the depths matters.
+    """
+    dim = model.dim
+    column = column_flops(model)
+    visits = [sum(1 for depth in depths if depth >= n) for n in range(1, model.decoder_blocks + 1)]
+    return DecoderFlops(
+        blocks=sum(
+            count * _visit_flops(model, kernel_size, source_pieces)
+            for count, kernel_size in zip(visits, model.decoder_kernel_sizes, strict=True)
+        ),
+        cross=sum(4 * source_pieces * dim**2 for count in visits if count),
+        backfill=column * sum(backfilled_columns(model.decoder_kernel_sizes, depths)),
+        halting=2 * dim * sum(visits[:-1]) if halting else 0,
+        head=2 * model.vocab_size * dim * len(depths),
+    )
+
+
+def column_flops(model: ModelFacts) -> int:
+    """FLOPs of one column: the convolution's input projection, ``2 d^2``, doubled by a gate."""
+    return 2 * model.dim**2 * (2 if model.glu else 1)
+
+
+def backfilled_columns(kernel_sizes: Sequence[int], depths: Sequence[int]) -> list[int]:
+    """Count the columns that lazy bounded backfill computes for each block.
+
+    When a sentence enters block k at position t, the positions since its last visit are pending;
+    of those, only the newest K_k - 1 can matter and are computed.
+
+    Args:
+        kernel_sizes: Taps of each block, from block 1.
+        depths: Depth of each token in order.
+
+    Returns:
+        One count per block; the first is 0, because every token visits block 1.
+    """
+    counts = []
+    for block, kernel_size in enumerate(kernel_sizes, start=1):
+        visited = [position for position, depth in enumerate(depths) if depth >= block]
+        previous = [-1, *visited[:-1]]
+        counts.append(
+            sum(
+                min(position - before - 1, kernel_size - 1)
+                for position, before in zip(visited, previous, strict=False)
+            )
+        )
+    return counts
+
+
+def _visit_flops(model: ModelFacts, kernel_size: int, source_pieces: int) -> int:
+    dim = model.dim
+    taps = 2 * dim * model.convolution_heads * kernel_size if model.convolution == "dynamic" else 0
+    convolution = column_flops(model) + taps + 2 * kernel_size * dim + 2 * dim**2
+    attention = 4 * dim**2 + 4 * source_pieces * dim
+    feed_forward = 4 * dim * model.feed_forward_dim
+    return convolution + attention + feed_forward

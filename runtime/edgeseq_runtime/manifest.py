@@ -1,0 +1,338 @@
+"""The bundle's table of contents, ``manifest.json``, as typed and checked data.
+
+Export writes it through these classes and the runtime reads it through them, so the two cannot
+drift apart. Nothing here opens another file: whether the files agree is the business of
+:mod:`edgeseq_runtime.bundle`. Parsing is strict, and every mistake is reported at once.
+"""
+
+import json
+import math
+from collections import Counter
+from typing import Annotated, Final, Literal, Self
+
+from pydantic import (
+    AfterValidator,
+    BaseModel,
+    ConfigDict,
+    Field,
+    ValidationError,
+    field_validator,
+    model_validator,
+)
+
+from edgeseq_runtime.errors import BundleError
+
+FORMAT: Final = "edgeseq-bundle"
+FORMAT_VERSION: Final = 1
+MANIFEST_FILE = "manifest.json"
+
+MAX_FILE_BYTES = 2**31 - 1
+"""Largest file a bundle may list: the limit of protobuf, hence of one ONNX graph."""
+
+
+def _plain_file_name(name: str) -> str:
+    allowed = set("abcdefghijklmnopqrstuvwxyzABCDEFGHIJKLMNOPQRSTUVWXYZ0123456789._-")
+    if not name or not set(name) <= allowed or name.startswith((".", "-")):
+        raise ValueError(
+            f"{name!r} is not a plain file name: expected letters, digits, '.', '_' and '-' only, "
+            "starting with a letter, digit or '_'"
+        )
+    return name
+
+
+FileName = Annotated[str, Field(max_length=100), AfterValidator(_plain_file_name)]
+Sha256 = Annotated[str, Field(pattern=r"^[0-9a-f]{64}$")]
+FileSize = Annotated[int, Field(gt=0, le=MAX_FILE_BYTES)]
+PositiveInt = Annotated[int, Field(gt=0, lt=2**31)]
+CountInt = Annotated[int, Field(ge=0)]
+Measure = Annotated[float, Field(ge=0, allow_inf_nan=False)]
+
+GraphRole = Literal["encoder", "cross", "embed", "block", "backfill", "head"]
+FileRole = Literal["tokenizer", "predictors"]
+DType = Literal["float32", "int64", "bool"]
+
+
+class _Record(BaseModel):
+    model_config = ConfigDict(strict=True, frozen=True, extra="forbid")
+
+
+class ModelFacts(_Record):
+    """What the runtime has to know of the model. All sizes concern the decoder.
+
+    Attributes:
+        dim: Width d of states and columns.
+        heads: Heads of the encoder-decoder attention.
+        vocab_size: Ids, source and target alike, the special ones included.
+        encoder_blocks: Number of encoder blocks.
+        decoder_kernel_sizes: Taps K_n of each decoder block, from block 1; its length is N.
+        head: Whether the exit heads of all blocks share their weights.
+        norm: Whether blocks normalise their inputs (pre) or their outputs (post).
+        halting: Whose weights the halting units have: none, one for all blocks, or one each.
+        parameters: Trained numbers of the whole model.
+        feed_forward_dim: Inner width f of the decoder's feed-forward layers.
+        convolution: Whether taps are weights (lightweight) or predicted per position (dynamic).
+        glu: Whether the input projection of a convolution is gated, hence twice as wide.
+        convolution_heads: Groups of channels that share their taps.
+    """
+
+    dim: PositiveInt
+    heads: PositiveInt
+    vocab_size: PositiveInt
+    encoder_blocks: PositiveInt
+    decoder_kernel_sizes: Annotated[list[PositiveInt], Field(min_length=1, max_length=256)]
+    head: Literal["tied", "untied"]
+    norm: Literal["pre", "post"]
+    halting: Literal["none", "shared", "per_block"]
+    parameters: PositiveInt
+    feed_forward_dim: PositiveInt
+    convolution: Literal["lightweight", "dynamic"]
+    glu: bool
+    convolution_heads: PositiveInt
+
+    @property
+    def decoder_blocks(self) -> int:
+        """Number N of decoder blocks: the full depth."""
+        return len(self.decoder_kernel_sizes)
+
+    @property
+    def halting_units(self) -> int:
+        """Rows of the halting units' weights: 0, 1 (shared) or N - 1 (per block)."""
+        return {"none": 0, "shared": 1, "per_block": self.decoder_blocks - 1}[self.halting]
+
+    @model_validator(mode="after")
+    def _check_divisions(self) -> Self:
+        for name in ("heads", "convolution_heads"):
+            if self.dim % getattr(self, name):
+                raise ValueError(
+                    f"dim {self.dim} is not a multiple of {name} {getattr(self, name)}"
+                )
+        if self.halting != "none" and self.decoder_blocks == 1:
+            raise ValueError(
+                f"halting is {self.halting!r}, but one decoder block leaves nothing to decide"
+            )
+        return self
+
+
+class TensorSpec(_Record):
+    """One input or output of a graph; axes are sizes, or names where the size varies."""
+
+    name: Annotated[str, Field(min_length=1, max_length=100)]
+    dtype: DType
+    shape: list[CountInt | str]
+
+
+class GraphEntry(_Record):
+    """One ONNX file. ``block`` is None for graphs that belong to no block."""
+
+    file: FileName
+    role: GraphRole
+    block: PositiveInt | None
+    size: FileSize
+    sha256: Sha256
+    inputs: list[TensorSpec]
+    outputs: list[TensorSpec]
+
+
+class FileEntry(_Record):
+    """One file that is not a graph."""
+
+    file: FileName
+    role: FileRole
+    size: FileSize
+    sha256: Sha256
+
+
+class TokenizerFacts(_Record):
+    """Number of pieces, and the special ids, which are the same in all of edgeseq."""
+
+    pieces: PositiveInt
+    pad_id: Literal[0] = 0
+    unk_id: Literal[1] = 1
+    bos_id: Literal[2] = 2
+    eos_id: Literal[3] = 3
+
+
+class OperatingPoint(_Record):
+    """A depth policy under a name, with what it gave on a validation set.
+
+    Attributes:
+        name: What follows ``adaptive:``; ``adaptive`` alone means "default".
+        policy: The policy in full, such as ``halting:0.45``.
+        bleu: BLEU of this policy on the validation set.
+        chrf: chrF of this policy on the validation set.
+        average_depth: Blocks used per generated token, EOS included.
+        sentences: Size of the validation set.
+        full_depth_bleu: BLEU of the same sentences at full depth.
+    """
+
+    name: Annotated[str, Field(pattern=r"^[A-Za-z0-9_-]{1,50}$")]
+    policy: Annotated[str, Field(pattern=r"^(full|[1-9][0-9]*|halting:[0-9.]+)$", max_length=100)]
+    bleu: Measure
+    chrf: Measure
+    average_depth: Measure
+    sentences: PositiveInt
+    full_depth_bleu: Measure
+
+
+class DepthQuality(_Record):
+    """What a depth policy gave on the validation set."""
+
+    depth: Annotated[str, Field(min_length=1, max_length=100)]
+    bleu: Measure
+    chrf: Measure
+    average_depth: Measure
+    sentences: PositiveInt
+
+
+class ParityRow(_Record):
+    """One graph against its torch module: the largest difference over ``shapes`` shapes."""
+
+    graph: FileName
+    shapes: PositiveInt
+    max_abs_diff: Measure
+    tolerance: Measure
+
+
+class DecodingParity(_Record):
+    """Whole decodes against torch, forced along torch's tokens and depths.
+
+    Attributes:
+        sentences: Sentences decoded.
+        tokens: Tokens generated.
+        decisions: Choices compared: the best token, and to stop or not after each block.
+        disagreements: Choices that differ although torch's margin exceeded the tie margin.
+        ties: Choices where torch's margin was below it; not counted as disagreements.
+    """
+
+    sentences: PositiveInt
+    tokens: PositiveInt
+    decisions: PositiveInt
+    disagreements: CountInt
+    ties: CountInt
+
+
+class ParityReport(_Record):
+    """How far the exported graphs are from the torch modules they come from.
+
+    Attributes:
+        tie_margin: Margin below which a decision of torch counts as a tie.
+        rows: One row per graph.
+        decoding: The comparison of whole decodes.
+    """
+
+    tie_margin: Measure
+    rows: list[ParityRow]
+    decoding: DecodingParity
+
+
+class Provenance(_Record):
+    """Where the weights come from: licence of the bundle, and the data it was trained on."""
+
+    licence: str
+    data: str
+
+
+class Manifest(_Record):
+    """The whole of ``manifest.json``.
+
+    Attributes:
+        created: ISO date of the export.
+        operating_points: Named depth policies, measured; "default" is what ``adaptive`` means.
+        quality: Validation results of fixed depths (and of policies, if measured).
+    """
+
+    format: Literal["edgeseq-bundle"] = FORMAT
+    format_version: Literal[1] = FORMAT_VERSION
+    edgeseq_version: str
+    created: Annotated[str, Field(pattern=r"^\d{4}-\d{2}-\d{2}")]
+    model: ModelFacts
+    graphs: list[GraphEntry]
+    files: list[FileEntry]
+    tokenizer: TokenizerFacts
+    operating_points: list[OperatingPoint]
+    quality: list[DepthQuality]
+    parity: ParityReport
+    provenance: Provenance
+
+    @field_validator("operating_points")
+    @classmethod
+    def _check_unique_points(cls, points: list[OperatingPoint]) -> list[OperatingPoint]:
+        _refuse_repeats("operating point", [point.name for point in points])
+        return points
+
+    @model_validator(mode="after")
+    def _check_consistency(self) -> Self:
+        names = [entry.file for entry in self.entries]
+        # Case counts as equal: on some file systems the two would be one file.
+        _refuse_repeats("file", [name.lower() for name in (MANIFEST_FILE, *names)])
+        if self.tokenizer.pieces != self.model.vocab_size:
+            raise ValueError(
+                f"the tokenizer has {self.tokenizer.pieces} pieces, "
+                f"but the model's vocab_size is {self.model.vocab_size}"
+            )
+        roles = Counter(entry.role for entry in self.files)
+        expected = Counter(["tokenizer"] + ["predictors"] * (self.model.halting != "none"))
+        if roles != expected:
+            raise ValueError(
+                f"files have the roles {sorted(roles.elements())}, expected {sorted(expected)}"
+            )
+        return self
+
+    @property
+    def entries(self) -> list[GraphEntry | FileEntry]:
+        """All files of the bundle but the manifest."""
+        return [*self.graphs, *self.files]
+
+    def to_bytes(self) -> bytes:
+        """Content of ``manifest.json``: indented JSON in UTF-8, ending with a line feed."""
+        return self.model_dump_json(indent=2).encode() + b"\n"
+
+    @classmethod
+    def from_bytes(cls, data: bytes, name: str = MANIFEST_FILE) -> "Manifest":
+        """Parse ``manifest.json``.
+
+        Args:
+            data: The file's content.
+            name: What error messages call it.
+
+        Raises:
+            BundleError: Not JSON, not a bundle's manifest, an unknown version, or wrong fields;
+                all wrong fields are listed.
+        """
+        _check_version(data, name)
+        try:
+            return cls.model_validate_json(data)
+        except ValidationError as error:
+            problems = [
+                f"  {'.'.join(str(part) for part in problem['loc']) or 'manifest'}: "
+                f"{problem['msg'].removeprefix('Value error, ')}"
+                for problem in error.errors(include_url=False)
+            ]
+            raise BundleError(
+                f"{name} is not valid ({len(problems)} problems):\n" + "\n".join(problems)
+            ) from error
+
+
+def _refuse_repeats(what: str, names: list[str]) -> None:
+    repeated = sorted(name for name, count in Counter(names).items() if count > 1)
+    if repeated:
+        raise ValueError(f"{what} {repeated[0]!r} is listed more than once")
+
+
+def _check_version(data: bytes, name: str) -> None:
+    """Look at format and version alone, so that another version gives one clear message."""
+    try:
+        content = json.loads(data, parse_constant=lambda _: math.nan)
+    except (ValueError, RecursionError) as error:
+        raise BundleError(f"{name} is not JSON: {error}") from error
+    found = content.get("format") if isinstance(content, dict) else None
+    if found != FORMAT:
+        raise BundleError(
+            f"{name} is not the manifest of a bundle: format is {found!r}, expected {FORMAT!r}"
+        )
+    version = content.get("format_version")
+    if type(version) is not int or version != FORMAT_VERSION:
+        raise BundleError(
+            f"{name} has format_version {version!r}; this edgeseq reads version {FORMAT_VERSION}: "
+            "export the model again, or install the edgeseq that wrote the bundle"
+        )

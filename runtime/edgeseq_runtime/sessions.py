@@ -1,0 +1,186 @@
+"""onnxruntime sessions: the only module that imports onnxruntime.
+
+Chooses the execution provider, never silently another than the one asked for, and compares each
+graph's real inputs and outputs with what the engine will feed it.
+"""
+
+from collections.abc import Mapping
+from importlib import metadata
+from pathlib import Path
+from types import ModuleType
+from typing import Any, Literal
+
+from edgeseq_runtime.arrays import AnyArray, FloatArray
+from edgeseq_runtime.errors import BundleError, DeviceError, InputError
+from edgeseq_runtime.manifest import TensorSpec
+from edgeseq_runtime.signatures import GraphSignature
+
+CPU_PROVIDER = "CPUExecutionProvider"
+CUDA_PROVIDER = "CUDAExecutionProvider"
+
+Device = Literal["auto", "cpu", "cuda"]
+
+_ORT_TYPES = {"float32": "tensor(float)", "int64": "tensor(int64)", "bool": "tensor(bool)"}
+_ERRORS_ONLY = 3
+
+
+def select_provider(device: str) -> str:
+    """Choose the execution provider for a device.
+
+    Args:
+        device: ``cpu``, ``cuda``, or ``auto``: CUDA where this onnxruntime has it, else the CPU.
+
+    Raises:
+        DeviceError: onnxruntime is not installed, or CUDA is asked for and cannot be had.
+        InputError: ``device`` is something else.
+    """
+    if device not in ("auto", "cpu", "cuda"):
+        raise InputError(f"device is {device!r}, expected 'auto', 'cpu' or 'cuda'")
+    available = _import_onnxruntime().get_available_providers()
+    if device == "cpu" or (device == "auto" and CUDA_PROVIDER not in available):
+        return CPU_PROVIDER
+    if device == "cuda" and _both_wheels_installed():
+        raise DeviceError(
+            "device 'cuda' is asked for, but onnxruntime and onnxruntime-gpu are both installed "
+            "and overwrite each other: uninstall both, then install edgeseq[cuda]"
+        )
+    if CUDA_PROVIDER not in available:
+        raise DeviceError(
+            f"device 'cuda' is asked for, but this onnxruntime offers {', '.join(available)}: "
+            "uninstall onnxruntime and install edgeseq[cuda], or ask for device 'cpu'"
+        )
+    return CUDA_PROVIDER
+
+
+def onnxruntime_version() -> str:
+    """Version of the installed onnxruntime.
+
+    Raises:
+        DeviceError: onnxruntime is not installed.
+    """
+    return str(_import_onnxruntime().__version__)
+
+
+class Graph:
+    """One graph, ready to run. May be run by several threads at once."""
+
+    def __init__(
+        self, folder: Path, signature: GraphSignature, provider: str, threads: int
+    ) -> None:
+        """Create the session and compare its inputs and outputs with ``signature``.
+
+        Args:
+            folder: The bundle.
+            signature: What the graph is expected to be.
+            provider: An execution provider of :func:`select_provider`.
+            threads: Threads that one run may use.
+
+        Raises:
+            BundleError: onnxruntime refuses the file, or it is not the graph expected.
+            DeviceError: The provider could not be started.
+        """
+        self._file = signature.file
+        self._provider = provider
+        self._outputs = [tensor.name for tensor in signature.outputs]
+        self._session = _create_session(folder / signature.file, provider, threads)
+        if provider not in self._session.get_providers():
+            raise DeviceError(
+                f"{provider} could not be started, and falling back to another device is not done "
+                "silently: check the driver and the CUDA libraries, or ask for device 'cpu'"
+            )
+        _check_tensors(self._file, "inputs", self._session.get_inputs(), signature.inputs)
+        _check_tensors(self._file, "outputs", self._session.get_outputs(), signature.outputs)
+
+    def run(self, feed: Mapping[str, AnyArray]) -> list[FloatArray]:
+        """Run the graph.
+
+        Args:
+            feed: An array per input.
+
+        Returns:
+            The outputs in the order of the signature.
+
+        Raises:
+            DeviceError: onnxruntime fails, for want of memory most likely.
+        """
+        try:
+            outputs: list[FloatArray] = self._session.run(self._outputs, feed)
+        except Exception as error:  # onnxruntime's exceptions have no common root but Exception
+            shapes = {name: array.shape for name, array in feed.items()}
+            raise DeviceError(
+                f"{self._file} failed on {self._provider} with inputs {shapes}: {error}"
+            ) from error
+        return outputs
+
+
+def _import_onnxruntime() -> ModuleType:
+    try:
+        import onnxruntime  # noqa: PLC0415  (0.3 s and 40 MB: only when a session is wanted)
+    except ImportError as error:
+        raise DeviceError(
+            f"onnxruntime cannot be imported ({error}): install edgeseq[cpu], or edgeseq[cuda] for "
+            "an NVIDIA GPU"
+        ) from error
+    module: ModuleType = onnxruntime
+    return module
+
+
+def _both_wheels_installed() -> bool:
+    found = 0
+    for wheel in ("onnxruntime", "onnxruntime-gpu"):
+        try:
+            metadata.distribution(wheel)
+        except metadata.PackageNotFoundError:
+            continue
+        found += 1
+    return found > 1
+
+
+# onnxruntime has no type hints, so its objects are Any from here on.
+def _create_session(path: Path, provider: str, threads: int) -> Any:
+    onnxruntime = _import_onnxruntime()
+    options = onnxruntime.SessionOptions()
+    options.intra_op_num_threads = threads
+    options.inter_op_num_threads = 1
+    options.log_severity_level = _ERRORS_ONLY
+    # The arena never shrinks, and one per session adds up: N blocks hold the largest batch N times.
+    options.enable_cpu_mem_arena = False
+    options.enable_mem_pattern = False
+    if provider == CUDA_PROVIDER:
+        onnxruntime.preload_dlls()
+    try:
+        return onnxruntime.InferenceSession(str(path), options, providers=[provider])
+    except Exception as error:  # onnxruntime's exceptions have no common root but Exception
+        raise BundleError(
+            f"{path} cannot be loaded by onnxruntime {onnxruntime.__version__}: {error}"
+        ) from error
+
+
+def _check_tensors(
+    file: str,
+    what: str,
+    found: list[Any],
+    expected: tuple[TensorSpec, ...],
+) -> None:
+    """Compare names, types and sizes; axes whose size varies may have any name in the graph."""
+    problems = [
+        f"{tensor.name} {tensor.type}{tensor.shape}"
+        for tensor, spec in zip(found, expected, strict=False)
+        if tensor.name != spec.name
+        or tensor.type != _ORT_TYPES[spec.dtype]
+        or not _shapes_agree(tensor.shape, spec.shape)
+    ]
+    if len(found) != len(expected) or problems:
+        all_found = ", ".join(f"{tensor.name} {tensor.type}{tensor.shape}" for tensor in found)
+        all_expected = ", ".join(f"{spec.name} {spec.dtype}{spec.shape}" for spec in expected)
+        raise BundleError(
+            f"{file} is not the graph the manifest declares: its {what} are {all_found}; "
+            f"expected {all_expected}"
+        )
+
+
+def _shapes_agree(found: list[int | str | None], expected: list[int | str]) -> bool:
+    return len(found) == len(expected) and all(
+        (size == wanted) if isinstance(wanted, int) else not isinstance(size, int)
+        for size, wanted in zip(found, expected, strict=True)
+    )

@@ -1,0 +1,327 @@
+"""The runtime's front door: text in, translations out.
+
+Brings together the bundle's tokenizer, the search and the engine; decides batches and limits.
+A Translator may be shared by threads: everything a call changes belongs to that call.
+"""
+
+import itertools
+import warnings
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import overload
+
+from edgeseq_runtime._version import __version__
+from edgeseq_runtime.bundle import Bundle, load_bundle
+from edgeseq_runtime.engine import SOURCE_MULTIPLE, Engine
+from edgeseq_runtime.errors import InputError, TruncationWarning
+from edgeseq_runtime.manifest import Manifest
+from edgeseq_runtime.policy import DEFAULT_POINT, DepthPolicy
+from edgeseq_runtime.search import Hypothesis, greedy, greedy_steps
+from edgeseq_runtime.sessions import onnxruntime_version
+from edgeseq_runtime.tokenizer import EOS_ID
+
+MAX_SOURCE_PIECES = 1024
+"""Longer inputs are truncated to this many pieces, with a TruncationWarning."""
+
+MAX_BATCH_POSITIONS = 4096
+"""Padded source positions of one batch, at most: bounds memory when sentences are long."""
+
+WINDOW_BATCHES = 16
+"""Batches' worth of lines that translate_iter reads ahead, to batch lines of similar length."""
+
+_SHOWN_CHARACTERS = 40
+
+
+@dataclass(frozen=True)
+class Translation:
+    """One translated text.
+
+    Attributes:
+        text: The translation; empty for blank input.
+        tokens: Its pieces, EOS included unless the maximum length was reached first.
+        depths: Decoder blocks used for each token.
+        score: Mean log-probability of the tokens; None unless asked for, or for blank input.
+        source_pieces: Pieces of the input that were translated, EOS included; 0 for blank input.
+    """
+
+    text: str
+    tokens: list[str]
+    depths: list[int]
+    score: float | None
+    source_pieces: int
+
+
+@dataclass(frozen=True, slots=True)
+class _Options:
+    """Settings of one call, checked."""
+
+    policy: DepthPolicy
+    batch_size: int
+    max_length: int | None
+    scores: bool
+
+    def limit(self, source: Sequence[int]) -> int:
+        """Most tokens of a source's translation, EOS included."""
+        if self.max_length is not None:
+            return self.max_length
+        return max(10, 2 * (len(source) - 1) + 10)
+
+
+class Translator:
+    """A bundle, ready to translate."""
+
+    def __init__(
+        self,
+        model: str | Path,
+        *,
+        depth: str | int | None = None,
+        device: str = "auto",
+        threads: int = 1,
+    ) -> None:
+        """Check a bundle and load it.
+
+        Args:
+            model: The bundle's folder.
+            depth: ``full``, a depth from 1 to N, ``adaptive``, ``adaptive:NAME`` or
+                ``halting:TAU``. None means ``adaptive`` where the bundle has a default operating
+                point, else ``full``.
+            device: ``cpu``, ``cuda`` (an error where it cannot be had), or ``auto``.
+            threads: Threads that one operation may use. Several Translators or Python threads
+                make better use of many cores than one call does.
+
+        Raises:
+            BundleError: The bundle is missing, incomplete, changed, or of another format.
+            PolicyError: The bundle does not have this depth policy.
+            DeviceError: onnxruntime is not installed, or the device cannot be used.
+            InputError: ``device`` or ``threads`` is out of range.
+        """
+        self._bundle = load_bundle(model)
+        self._policy = self._bundle.policy(self._default_depth() if depth is None else depth)
+        self._engine = Engine(self._bundle.path, self.manifest.model, device, threads)
+
+    @property
+    def bundle(self) -> Bundle:
+        """The bundle, checked when the Translator was made."""
+        return self._bundle
+
+    @property
+    def manifest(self) -> Manifest:
+        """The bundle's table of contents: model, measured quality, licence."""
+        return self._bundle.manifest
+
+    @property
+    def policy(self) -> DepthPolicy:
+        """The depth policy of calls that name none."""
+        return self._policy
+
+    def signature(self, depth: str | int | None = None) -> str:
+        """Everything that a score made with this Translator depends on, in one line.
+
+        Args:
+            depth: The depth policy of the call; None means the Translator's own.
+        """
+        parts = {
+            "bundle": self._bundle.sha256[:12],
+            "provider": self._engine.provider,
+            "threads": str(self._engine.threads),
+            "depth": self._resolve(depth).name,
+            "beam": "1",
+            "edgeseq": __version__,
+            "onnxruntime": onnxruntime_version(),
+        }
+        return "|".join(f"{key}:{value}" for key, value in parts.items())
+
+    @overload
+    def translate(
+        self,
+        text: str,
+        *,
+        batch_size: int = ...,
+        depth: str | int | None = ...,
+        max_length: int | None = ...,
+        scores: bool = ...,
+    ) -> Translation: ...
+
+    @overload
+    def translate(
+        self,
+        text: list[str],
+        *,
+        batch_size: int = ...,
+        depth: str | int | None = ...,
+        max_length: int | None = ...,
+        scores: bool = ...,
+    ) -> list[Translation]: ...
+
+    def translate(
+        self,
+        text: str | list[str],
+        *,
+        batch_size: int = 32,
+        depth: str | int | None = None,
+        max_length: int | None = None,
+        scores: bool = False,
+    ) -> Translation | list[Translation]:
+        """Translate one text, or a list of texts.
+
+        Args:
+            text: Blank text gives an empty translation.
+            batch_size: Sentences decoded at once. On the CPU it changes speed and memory, never
+                a result.
+            depth: Depth policy of this call; None means the Translator's own.
+            max_length: Most tokens per translation, EOS included; None means
+                ``max(10, 2 * source pieces + 10)``.
+            scores: Whether to compute scores.
+
+        Returns:
+            One Translation for a str, a list in the same order for a list.
+
+        Raises:
+            InputError: Something other than str, or a setting out of range.
+            PolicyError: The bundle does not have this depth policy.
+        """
+        lines = [text] if isinstance(text, str) else text
+        if not isinstance(lines, list):
+            raise InputError(
+                f"expected a str or a list of str, got {type(text).__name__}: "
+                "for other iterables use translate_iter"
+            )
+        results = list(
+            self.translate_iter(
+                lines, batch_size=batch_size, depth=depth, max_length=max_length, scores=scores
+            )
+        )
+        return results[0] if isinstance(text, str) else results
+
+    def translate_iter(
+        self,
+        lines: Iterable[str],
+        *,
+        batch_size: int = 32,
+        depth: str | int | None = None,
+        max_length: int | None = None,
+        scores: bool = False,
+    ) -> Iterator[Translation]:
+        """Translate any number of lines in bounded memory, in order.
+
+        Reads up to WINDOW_BATCHES * batch_size lines ahead and decodes lines of similar length
+        together. With a batch size of 1 nothing is read ahead. Arguments and errors are those of
+        :meth:`translate`; settings are checked at once, lines when they are reached.
+        """
+        if isinstance(lines, str):
+            raise InputError(
+                f"expected an iterable of lines, got the str {lines[:_SHOWN_CHARACTERS]!r}"
+            )
+        options = self._options(batch_size, depth, max_length, scores=scores)
+        return self._translate_windows(iter(lines), options)
+
+    def stream(
+        self, text: str, *, depth: str | int | None = None, max_length: int | None = None
+    ) -> Iterator[str]:
+        """Translate one text, giving pieces of it as they are produced.
+
+        Concatenated, the pieces equal ``translate(text).text``. Arguments are those of
+        :meth:`translate`.
+        """
+        options = self._options(1, depth, max_length, scores=False)
+        source = self._source_ids(text)
+        return self._stream_pieces(source, options) if source else iter(())
+
+    def _default_depth(self) -> str:
+        points = self._bundle.manifest.operating_points
+        return "adaptive" if any(point.name == DEFAULT_POINT for point in points) else "full"
+
+    def _resolve(self, depth: str | int | None) -> DepthPolicy:
+        return self._policy if depth is None else self._bundle.policy(depth)
+
+    def _options(
+        self, batch_size: int, depth: str | int | None, max_length: int | None, *, scores: bool
+    ) -> _Options:
+        for name, value in (("batch_size", batch_size), ("max_length", max_length)):
+            if value is not None and value < 1:
+                raise InputError(f"{name} is {value}, expected at least 1")
+        return _Options(self._resolve(depth), batch_size, max_length, scores)
+
+    def _source_ids(self, text: str) -> list[int]:
+        """Ids with eos, truncated with a warning; none at all for blank text."""
+        ids = self._bundle.tokenizer.encode(text)
+        if not ids:
+            return []
+        if len(ids) > MAX_SOURCE_PIECES:
+            message = (
+                f"the input starting {text[:_SHOWN_CHARACTERS]!r} has {len(ids)} pieces; only the "
+                f"first {MAX_SOURCE_PIECES} are translated: split it into sentences"
+            )
+            warnings.warn(message, TruncationWarning, stacklevel=4)
+            del ids[MAX_SOURCE_PIECES:]
+        return [*ids, EOS_ID]
+
+    def _translate_windows(self, lines: Iterator[str], options: _Options) -> Iterator[Translation]:
+        size = options.batch_size
+        window_size = size * WINDOW_BATCHES if size > 1 else 1
+        while window := list(itertools.islice(lines, window_size)):
+            yield from self._translate_window([self._source_ids(line) for line in window], options)
+
+    def _translate_window(
+        self, sources: list[list[int]], options: _Options
+    ) -> Iterator[Translation]:
+        """Decode in batches of similar length, and give results in the order of the lines."""
+        results: dict[int, Translation] = {}
+        for batch in _batches([len(source) for source in sources], options.batch_size):
+            chosen = [sources[index] for index in batch]
+            hypotheses = greedy(
+                self._engine,
+                chosen,
+                options.policy,
+                [options.limit(source) for source in chosen],
+                want_scores=options.scores,
+            )
+            for index, source, hypothesis in zip(batch, chosen, hypotheses, strict=True):
+                results[index] = self._translation(source, hypothesis)
+        blank = Translation(text="", tokens=[], depths=[], score=None, source_pieces=0)
+        for index in range(len(sources)):
+            yield results.pop(index, blank)
+
+    def _translation(self, source: list[int], hypothesis: Hypothesis) -> Translation:
+        tokenizer = self._bundle.tokenizer
+        return Translation(
+            text=tokenizer.decode(hypothesis.tokens),
+            tokens=tokenizer.pieces(hypothesis.tokens),
+            depths=hypothesis.depths,
+            score=hypothesis.score,
+            source_pieces=len(source),
+        )
+
+    def _stream_pieces(self, source: list[int], options: _Options) -> Iterator[str]:
+        tokens: list[int] = []
+        given = ""
+        limits = [options.limit(source)]
+        for step in greedy_steps(self._engine, [source], options.policy, limits):
+            tokens += step.tokens.tolist()
+            text = self._bundle.tokenizer.decode(tokens)
+            # A character of several byte pieces decodes to U+FFFD until its last byte is there.
+            if len(text) > len(given) and text.startswith(given) and text[-1] != "\ufffd":
+                yield text[len(given) :]
+                given = text
+        rest = self._bundle.tokenizer.decode(tokens)[len(given) :]
+        if rest:
+            yield rest
+
+
+def _batches(lengths: list[int], batch_size: int) -> Iterator[list[int]]:
+    """Group indices of non-empty sources by length, into batches bounded in rows and positions."""
+    order = sorted(
+        (index for index, length in enumerate(lengths) if length), key=lengths.__getitem__
+    )
+    batch: list[int] = []
+    for index in order:
+        padded = -(-lengths[index] // SOURCE_MULTIPLE) * SOURCE_MULTIPLE
+        # Lengths ascend, so this source sets the padded length of the whole batch.
+        full = len(batch) == batch_size or (len(batch) + 1) * padded > MAX_BATCH_POSITIONS
+        if batch and full:
+            yield batch
+            batch = []
+        batch.append(index)
+    if batch:
+        yield batch

@@ -1,0 +1,53 @@
+"""A stand-in for the runtime's Translator: no model, upper case for a translation."""
+
+import warnings
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
+from typing import ClassVar
+
+from edgeseq_runtime.errors import BundleError, TruncationWarning
+
+
+@dataclass(frozen=True)
+class FakeTranslation:
+    """The fields of a Translation that commands read."""
+
+    text: str
+    tokens: list[str]
+    depths: list[int]
+
+
+class FakeTranslator:
+    """Answers each line at once; some words make it misbehave.
+
+    ``!raise`` in a line raises what `error` holds, ``!long`` warns of truncation, ``!break`` puts
+    line ends into the translation.
+
+    Attributes:
+        calls: Arguments of every construction and of every translate_iter, in order.
+        lines: The lines received.
+        error: What ``!raise`` raises.
+    """
+
+    calls: ClassVar[list[dict[str, object]]] = []
+    lines: ClassVar[list[str]] = []
+    error: ClassVar[BaseException] = BundleError("bundle 'b' is broken")
+
+    def __init__(self, path: str, **settings: object) -> None:
+        self.calls.append({"path": path, **settings})
+
+    def translate_iter(self, lines: Iterable[str], **settings: object) -> Iterator[FakeTranslation]:
+        self.calls.append(settings)
+        for line in lines:
+            self.lines.append(line)
+            if "!raise" in line:
+                raise self.error
+            if "!long" in line:
+                warnings.warn("a line was cut", TruncationWarning, stacklevel=2)
+            text = "one\ntwo\r\nthree" if "!break" in line else line.upper()
+            words = text.split()
+            yield FakeTranslation(text, [*words, "</s>"] if words else [], self._depths(words))
+
+    @staticmethod
+    def _depths(words: list[str]) -> list[int]:
+        return [*range(1, len(words) + 1), 6] if words else []

@@ -1,0 +1,110 @@
+"""The commands on a real run and bundle, as a user types them."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from pathlib import Path
+
+from command_line import run_edgeseq
+from edgeseq_runtime import Translator
+
+
+def test_translate_gives_a_line_per_line(bundle: Path, sentences: list[str]) -> None:
+    text = [*sentences[:20], "", "   ", "Ünïcödé ☃ 日本"]
+    outcome = run_edgeseq("translate", "--model", bundle, stdin="".join(f"{line}\n" for line in text).encode())
+    assert outcome.code == 0
+    assert len(outcome.lines) == len(text)
+    assert outcome.lines[20:22] == ["", ""]
+    assert outcome.lines == [result.text for result in Translator(bundle).translate(text)]
+
+
+def test_a_trace_holds_tokens_and_depths(bundle: Path, sentences: list[str], tmp_path: Path) -> None:
+    source, output, trace = tmp_path / "in.en", tmp_path / "out.de", tmp_path / "trace.jsonl"
+    source.write_text("".join(f"{line}\n" for line in sentences[:10]), encoding="utf-8")
+    arguments = ("-i", source, "-o", output, "--depth", "halting:0.5", "--trace", trace)
+    assert run_edgeseq("translate", "--model", bundle, *arguments).code == 0
+    records = [json.loads(line) for line in trace.read_text(encoding="utf-8").splitlines()]
+    assert [record["line"] for record in records] == list(range(1, 11))
+    assert all(len(record["tokens"]) == len(record["depths"]) for record in records)
+    assert len(output.read_text(encoding="utf-8").splitlines()) == 10
+
+
+def test_evaluate_ends_with_json_and_prints_a_table(bundle: Path, corpus_valid: tuple[Path, Path]) -> None:
+    source, reference = corpus_valid
+    depths = [argument for depth in ("1", "2", "3", "full", "halting:0.5") for argument in ("--depth", depth)]
+    outcome = run_edgeseq("evaluate", "--model", bundle, "--src", source, "--ref", reference, *depths)
+    assert outcome.code == 0, outcome.stderr
+    results = json.loads(outcome.lines[-1])["results"]
+    assert [result["depth"] for result in results] == ["1", "2", "3", "full", "halting:0.5"]
+    assert [result["average_depth"] for result in results[:4]] == [1, 2, 3, 4]
+    assert all(abs(sum(result["depth_shares"]) - 1) < 1e-9 for result in results)
+    # FLOPs rise with depth.
+    flops = [result["flops_per_token"] for result in results[:4]]
+    assert results[0]["tokens"]
+    assert flops[0] < flops[1] < flops[2] < flops[3]
+    assert set(results[4]["line"]) == {"gain", "low", "high"}
+    assert "nrefs:1|case:mixed" in results[0]["bleu_signature"]
+    assert "onnxruntime:" in results[0]["signature"]
+    assert "batch:32" in results[0]["signature"]
+    assert "% of tokens that stop" in outcome.stderr
+
+
+def test_evaluate_names_a_policy_that_the_bundle_lacks(bundle: Path, corpus_valid: tuple[Path, Path]) -> None:
+    source, reference = corpus_valid
+    outcome = run_edgeseq("evaluate", "--model", bundle, "--src", source, "--ref", reference, "--depth", "9")
+    assert outcome.code == 1
+    assert "depth policy '9' is not a depth of this model" in outcome.stderr
+
+
+def test_evaluate_refuses_files_of_different_lengths(bundle: Path, corpus_valid: tuple[Path, Path]) -> None:
+    source, _ = corpus_valid
+    short = source.with_name("short.de")
+    short.write_text("Nur eine Zeile.\n", encoding="utf-8")
+    outcome = run_edgeseq("evaluate", "--model", bundle, "--src", source, "--ref", short)
+    assert outcome.code == 1
+    assert f"{source} has 60 lines, {short} has 1" in outcome.stderr
+
+
+def test_inspect_shows_the_bundle(bundle: Path) -> None:
+    outcome = run_edgeseq("inspect", bundle)
+    assert outcome.code == 0
+    text = "\n".join(outcome.lines)
+    for expected in ("CC BY 2.0 FR", "4 blocks, dynamic convolution", "block_3.onnx", "default = halting:"):
+        assert expected in text
+
+
+def test_a_truncated_bundle_is_refused(bundle: Path, tmp_path: Path) -> None:
+    broken = tmp_path / "broken.bundle"
+    shutil.copytree(bundle, broken)
+    graph = broken / "block_2.onnx"
+    graph.write_bytes(graph.read_bytes()[:-100])
+    outcome = run_edgeseq("translate", "--model", broken, stdin=b"Hello.\n")
+    assert outcome.code == 1
+    assert outcome.stdout == b""
+    assert "block_2.onnx has" in outcome.stderr
+    assert "export or copy it again" in outcome.stderr
+
+
+def test_a_line_of_50000_characters_is_truncated_aloud(bundle: Path) -> None:
+    line = "the cat sees the house " * 2200
+    outcome = run_edgeseq("translate", "--model", bundle, "--max-length", 20, stdin=f"{line}\nHi!\n".encode())
+    assert outcome.code == 0
+    assert len(outcome.lines) == 2
+    assert "only the first 1024 are translated" in outcome.stderr
+
+
+def test_export_refuses_what_is_not_a_run(tmp_path: Path) -> None:
+    outcome = run_edgeseq("export", tmp_path, "--out", tmp_path / "b")
+    assert outcome.code == 1
+    assert "config.json" in outcome.stderr
+    assert "is it the folder of a training run?" in outcome.stderr
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_export_does_not_replace_a_folder_that_is_no_bundle(run: Path, tmp_path: Path) -> None:
+    (tmp_path / "thesis.tex").write_text("years of work")
+    outcome = run_edgeseq("export", run, "--out", tmp_path)
+    assert outcome.code == 1
+    assert "holds no manifest.json, so it is not replaced" in outcome.stderr
+    assert (tmp_path / "thesis.tex").read_text() == "years of work"

@@ -1,0 +1,154 @@
+"""Files and folders appear whole or not at all."""
+
+import errno
+import os
+from pathlib import Path
+
+import pytest
+
+from edgeseq_runtime import atomic
+from edgeseq_runtime.atomic import publish_directory, write_file
+
+
+def full_disk(_: int) -> None:
+    raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+
+def test_file_is_written_and_replaced(tmp_path: Path) -> None:
+    path = tmp_path / "weights.bin"
+    write_file(path, b"old")
+    write_file(path, b"new")
+    assert path.read_bytes() == b"new"
+    assert os.listdir(tmp_path) == ["weights.bin"]
+
+
+def test_file_gets_the_usual_permissions(tmp_path: Path) -> None:
+    (tmp_path / "plain").write_bytes(b"")
+    write_file(tmp_path / "atomic", b"")
+    assert (tmp_path / "atomic").stat().st_mode == (tmp_path / "plain").stat().st_mode
+
+
+def test_link_stays_and_its_target_is_replaced(tmp_path: Path) -> None:
+    (tmp_path / "target").write_bytes(b"old")
+    (tmp_path / "link").symlink_to("target")
+    write_file(tmp_path / "link", b"new")
+    assert (tmp_path / "link").is_symlink()
+    assert (tmp_path / "target").read_bytes() == b"new"
+
+
+def test_full_disk_is_named_and_nothing_is_left(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path = tmp_path / "weights.bin"
+    write_file(path, b"old")
+    monkeypatch.setattr(atomic.os, "fsync", full_disk)
+    with pytest.raises(OSError, match=r"weights\.bin: the disk or quota is full; free 3 bytes in"):
+        write_file(path, b"new")
+    assert path.read_bytes() == b"old"
+    assert os.listdir(tmp_path) == ["weights.bin"]
+
+
+def test_other_failures_are_left_as_they_are(tmp_path: Path) -> None:
+    with pytest.raises(FileNotFoundError):
+        write_file(tmp_path / "absent" / "file", b"")
+
+
+def test_folder_appears_when_the_block_ends(tmp_path: Path) -> None:
+    target = tmp_path / "en-de.bundle"
+    with publish_directory(target) as folder:
+        (folder / "inner").mkdir()
+        (folder / "inner" / "file").write_bytes(b"content")
+        assert folder.parent == tmp_path
+        assert not target.exists()
+    assert (target / "inner" / "file").read_bytes() == b"content"
+    assert os.listdir(tmp_path) == ["en-de.bundle"]
+
+
+@pytest.mark.parametrize("failure", [ValueError("bad"), KeyboardInterrupt()])
+def test_failed_block_leaves_everything_as_it_was(tmp_path: Path, failure: BaseException) -> None:
+    target = tmp_path / "en-de.bundle"
+    target.mkdir()
+    (target / "old").touch()
+
+    def fill() -> None:
+        with publish_directory(target) as folder:
+            (folder / "half").touch()
+            raise failure
+
+    with pytest.raises(type(failure)):
+        fill()
+    assert os.listdir(tmp_path) == ["en-de.bundle"]
+    assert os.listdir(target) == ["old"]
+
+
+def test_existing_folder_is_replaced(tmp_path: Path) -> None:
+    target = tmp_path / "en-de.bundle"
+    target.mkdir()
+    (target / "old").touch()
+    with publish_directory(target) as folder:
+        (folder / "new").touch()
+    assert os.listdir(target) == ["new"]
+    assert os.listdir(tmp_path) == ["en-de.bundle"]
+
+
+def test_old_folder_returns_when_the_new_one_cannot_move(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    target = tmp_path / "en-de.bundle"
+    target.mkdir()
+    (target / "old").touch()
+    rename = Path.rename
+
+    def refuse_new(self: Path, to: Path) -> Path:
+        if self.suffix == ".tmp":
+            raise PermissionError(errno.EACCES, "refused")
+        return rename(self, to)
+
+    monkeypatch.setattr(Path, "rename", refuse_new)
+    with pytest.raises(PermissionError, match="refused"), publish_directory(target):
+        pass
+    assert os.listdir(tmp_path) == ["en-de.bundle"]
+    assert os.listdir(target) == ["old"]
+
+
+def test_foreign_folder_is_not_replaced(tmp_path: Path) -> None:
+    (tmp_path / "thesis.tex").touch()
+    with (
+        pytest.raises(FileExistsError, match=r"holds no manifest\.json, so it is not replaced"),
+        publish_directory(tmp_path, marker="manifest.json"),
+    ):
+        pytest.fail("the block must not run")
+    assert os.listdir(tmp_path) == ["thesis.tex"]
+
+
+@pytest.mark.parametrize("content", ["manifest.json", None])
+def test_own_and_empty_folders_are_replaced(tmp_path: Path, content: str | None) -> None:
+    """Control of the test above: the marker lets our own folders through."""
+    target = tmp_path / "en-de.bundle"
+    target.mkdir()
+    if content:
+        (target / content).touch()
+    with publish_directory(target, marker="manifest.json") as folder:
+        (folder / "new").touch()
+    assert os.listdir(target) == ["new"]
+
+
+def test_file_in_the_way_is_an_error(tmp_path: Path) -> None:
+    (tmp_path / "file").touch()
+    with (
+        pytest.raises(FileExistsError, match="file is a file, expected a folder or nothing"),
+        publish_directory(tmp_path / "file"),
+    ):
+        pytest.fail("the block must not run")
+
+
+def test_full_disk_while_filling_a_folder_is_named(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(atomic.os, "fsync", full_disk)
+    with (
+        pytest.raises(OSError, match="the disk or quota is full; free more space in"),
+        publish_directory(tmp_path / "b") as folder,
+    ):
+        (folder / "file").touch()
+    assert os.listdir(tmp_path) == []

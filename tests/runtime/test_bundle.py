@@ -1,0 +1,184 @@
+"""Opening a bundle: what is wrong with it is found before onnxruntime sees it, and named."""
+
+import hashlib
+import json
+import os
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from edgeseq_runtime.bundle import file_sha256, load_bundle
+from edgeseq_runtime.errors import BundleError
+from edgeseq_runtime.manifest import MANIFEST_FILE
+from edgeseq_runtime.policy import FixedDepth
+from tiny_bundle import safetensors_bytes, write_tiny_bundle
+
+
+@pytest.fixture
+def bundle(tiny_bundle: Path, tmp_path: Path) -> Path:
+    """A copy that a test may break."""
+    copy = tmp_path / "copy.bundle"
+    shutil.copytree(tiny_bundle, copy)
+    return copy
+
+
+def edit_manifest(bundle: Path, change: Callable[[dict[str, Any]], object]) -> None:
+    path = bundle / MANIFEST_FILE
+    content = json.loads(path.read_bytes())
+    change(content)
+    path.write_text(json.dumps(content))
+
+
+def replace_file(bundle: Path, name: str, data: bytes) -> None:
+    """Swap a file and make the manifest agree, as someone who tampers with both would."""
+    (bundle / name).write_bytes(data)
+
+    def change(content: dict[str, Any]) -> None:
+        for entry in [*content["graphs"], *content["files"]]:
+            if entry["file"] == name:
+                entry.update(size=len(data), sha256=hashlib.sha256(data).hexdigest())
+
+    edit_manifest(bundle, change)
+
+
+def refusal(bundle: Path) -> str:
+    with pytest.raises(BundleError) as error:
+        load_bundle(bundle)
+    return str(error.value)
+
+
+def test_whole_bundle_is_loaded(bundle: Path) -> None:
+    """Control of all refusals: a copy is as good as the original."""
+    loaded = load_bundle(str(bundle))
+    assert loaded.path == bundle
+    assert loaded.sha256 == file_sha256(bundle / MANIFEST_FILE)
+    assert loaded.tokenizer.vocab_size == loaded.manifest.model.vocab_size
+    assert loaded.halting is not None
+    assert loaded.halting.weight.shape == (3, 16)
+    assert loaded.policy("2") == FixedDepth(2, "2")
+
+
+def test_bundle_without_halting_units_is_loaded(tmp_path: Path) -> None:
+    bundle = write_tiny_bundle(tmp_path / "b", halting="none", operating_point=None)
+    assert load_bundle(bundle).halting is None
+
+
+@pytest.mark.parametrize("name", ["absent.bundle", "file"])
+def test_what_is_no_folder_is_refused(tmp_path: Path, name: str) -> None:
+    (tmp_path / "file").touch()
+    message = refusal(tmp_path / name)
+    assert f"{name}' is not a folder: expected what `edgeseq export` wrote" in message
+
+
+def test_folder_without_manifest_is_refused(tmp_path: Path) -> None:
+    assert "lacks manifest.json: No such file or directory" in refusal(tmp_path)
+
+
+def test_huge_manifest_is_refused(bundle: Path) -> None:
+    (bundle / MANIFEST_FILE).write_bytes(b" " * ((4 << 20) + 1))
+    assert "manifest.json has 4194305 bytes, expected at most 4194304" in refusal(bundle)
+
+
+@pytest.mark.parametrize("name", ["block_2.onnx", "tokenizer.model", "predictors.safetensors"])
+def test_missing_file_is_named(bundle: Path, name: str) -> None:
+    (bundle / name).unlink()
+    assert f"lacks {name}: No such file or directory; export or copy it again" in refusal(bundle)
+
+
+@pytest.mark.parametrize("name", ["head.onnx", "tokenizer.model", "predictors.safetensors"])
+def test_truncated_file_is_named(bundle: Path, name: str) -> None:
+    data = (bundle / name).read_bytes()
+    (bundle / name).write_bytes(data[:-1])
+    message = refusal(bundle)
+    assert f"{name} has {len(data) - 1} bytes, but the manifest says {len(data)}" in message
+
+
+@pytest.mark.parametrize("name", ["embed.onnx", "tokenizer.model", "predictors.safetensors"])
+def test_changed_byte_is_found(bundle: Path, name: str) -> None:
+    data = bytearray((bundle / name).read_bytes())
+    data[len(data) // 2] ^= 1
+    (bundle / name).write_bytes(data)
+    message = refusal(bundle)
+    assert f"{name} has the SHA-256 {hashlib.sha256(data).hexdigest()}" in message
+    assert "the file was changed; export or copy the bundle again" in message
+
+
+@pytest.mark.parametrize("name", [MANIFEST_FILE, "block_1.onnx"])
+def test_symbolic_links_are_refused(bundle: Path, tmp_path: Path, name: str) -> None:
+    (bundle / name).rename(tmp_path / name)
+    (bundle / name).symlink_to(tmp_path / name)
+    assert f"{name} is a symbolic link: expected a regular file" in refusal(bundle)
+
+
+def test_hard_links_are_refused(bundle: Path, tmp_path: Path) -> None:
+    os.link(bundle / "head.onnx", tmp_path / "elsewhere.onnx")
+    assert "head.onnx is a hard link (2 names)" in refusal(bundle)
+
+
+def test_folder_in_place_of_a_file_is_refused(bundle: Path) -> None:
+    (bundle / "head.onnx").unlink()
+    (bundle / "head.onnx").mkdir()
+    assert "head.onnx is not a regular file" in refusal(bundle)
+
+
+def test_files_that_are_not_listed_do_no_harm(bundle: Path) -> None:
+    """What calibration measures on a machine lies beside the manifest."""
+    (bundle / "calibration.json").write_text("{}")
+    load_bundle(bundle)
+
+
+def test_signatures_of_another_model_are_refused_by_graph(bundle: Path) -> None:
+    def change(content: dict[str, Any]) -> None:
+        content["model"]["decoder_kernel_sizes"] = [3, 5, 3, 9]
+        content["graphs"][0]["block"] = 1
+
+    edit_manifest(bundle, change)
+    message = refusal(bundle)
+    assert "manifest.json lists graphs that do not fit its model (4 problems):" in message
+    assert "  graph backfill_3.onnx is missing" in message
+    assert "  encoder.onnx: is the encoder of block 1, expected the encoder of block None" in message
+    assert "  block_3.onnx: inputs are x float32['rows', 'positions', 16], cross_key" in message
+    assert "history float32['rows', 8, 16]" in message
+
+
+def test_graph_that_is_not_expected_is_refused(bundle: Path) -> None:
+    edit_manifest(bundle, lambda content: content["model"].update(head="untied"))
+    message = refusal(bundle)
+    assert "  graph head_1.onnx is missing" in message
+    assert "  graph head.onnx is not expected" in message
+
+
+def test_tokenizer_that_is_none_is_refused(bundle: Path) -> None:
+    replace_file(bundle, "tokenizer.model", b"not a model")
+    assert "tokenizer.model' (11 bytes) is not a SentencePiece model" in refusal(bundle)
+
+
+def test_tokenizer_of_another_size_is_refused(bundle: Path) -> None:
+    def change(content: dict[str, Any]) -> None:
+        content["model"]["vocab_size"] = content["tokenizer"]["pieces"] = 61
+        for graph in content["graphs"]:
+            if graph["role"] == "head":
+                graph["outputs"][0]["shape"][1] = 61
+
+    edit_manifest(bundle, change)
+    assert "tokenizer.model has 60 pieces, but the manifest says 61" in refusal(bundle)
+
+
+@pytest.mark.parametrize(
+    ("weight", "bias", "message"),
+    [
+        (np.zeros((2, 16)), np.zeros(3), "holds {'halting.weight': (2, 16), 'halting.bias': (3,)}"),
+        (np.full((3, 16), np.nan), np.zeros(3), "holds weights that are not finite"),
+        (np.zeros((3, 16)), np.full(3, np.inf), "holds weights that are not finite"),
+    ],
+)
+def test_wrong_halting_weights_are_refused(
+    bundle: Path, weight: np.ndarray, bias: np.ndarray, message: str
+) -> None:
+    data = safetensors_bytes({"halting.weight": weight, "halting.bias": bias})
+    replace_file(bundle, "predictors.safetensors", data)
+    assert message in refusal(bundle)

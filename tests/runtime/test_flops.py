@@ -1,0 +1,101 @@
+"""The FLOPs model against counts made operation by operation."""
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from edgeseq_runtime.flops import DecoderFlops, backfilled_columns, decoder_flops
+from edgeseq_runtime.manifest import ModelFacts
+from tiny_bundle import tiny_facts
+
+KERNELS = [3, 5, 1, 7]
+DEPTHS = st.lists(st.integers(1, 4), min_size=1, max_size=40)
+
+
+def simulate_lazy_backfill(kernel_sizes: list[int], depths: list[int]) -> list[int]:
+    """Independent of the formula: keep a set of computed columns per block, walk token by token."""
+    counts = [0] * len(kernel_sizes)
+    present: list[set[int]] = [set() for _ in kernel_sizes]
+    for position, depth in enumerate(depths):
+        for block in range(depth):
+            for earlier in range(position):
+                reachable = position - earlier < kernel_sizes[block]
+                if reachable and earlier not in present[block]:
+                    counts[block] += 1
+                    present[block].add(earlier)
+            present[block].add(position)
+    return counts
+
+
+@given(DEPTHS)
+def test_backfill_counts_equal_a_simulation(depths: list[int]) -> None:
+    assert backfilled_columns(KERNELS, depths) == simulate_lazy_backfill(KERNELS, depths)
+
+
+def test_backfill_is_bounded_by_the_reach() -> None:
+    """Ten shallow tokens, then a deep one: only K - 1 columns of each block are computed."""
+    assert backfilled_columns(KERNELS, [1] * 10 + [4]) == [0, 4, 0, 6]
+    assert backfilled_columns(KERNELS, [1] * 2 + [4]) == [0, 2, 0, 2]
+    assert backfilled_columns(KERNELS, [4] * 11) == [0, 0, 0, 0]
+    assert backfilled_columns(KERNELS, [1] * 11) == [0, 0, 0, 0]
+
+
+def count_by_hand(
+    model: ModelFacts, source: int, depths: list[int], *, halting: bool
+) -> DecoderFlops:
+    """Walk through a decode and add up each matrix product as 2 x rows x inner x columns."""
+    d, f, heads = model.dim, model.feed_forward_dim, model.convolution_heads
+    column = 2 * d * (2 * d if model.glu else d)
+    blocks = cross = asked = head = 0
+    entered: set[int] = set()
+    for depth in depths:
+        for block in range(depth):
+            taps = model.decoder_kernel_sizes[block]
+            if block not in entered:
+                entered.add(block)
+                cross += 2 * (2 * source * d * d)
+            blocks += column
+            if model.convolution == "dynamic":
+                blocks += 2 * d * heads * taps
+            blocks += heads * 2 * taps * (d // heads)
+            blocks += 2 * d * d
+            blocks += 2 * d * d + 2 * d * d  # query, output
+            blocks += 2 * source * d + 2 * source * d  # scores, mix
+            blocks += 2 * d * f + 2 * f * d
+            if halting and block < model.decoder_blocks - 1:
+                asked += 2 * d
+        head += 2 * d * model.vocab_size
+    backfill = column * sum(simulate_lazy_backfill(model.decoder_kernel_sizes, depths))
+    return DecoderFlops(blocks, cross, backfill, asked, head)
+
+
+@pytest.mark.parametrize("glu", [False, True])
+@pytest.mark.parametrize("convolution", ["lightweight", "dynamic"])
+@pytest.mark.parametrize("halting", [False, True])
+@given(depths=DEPTHS, source=st.integers(1, 30))
+def test_flops_equal_a_count_by_hand(
+    depths: list[int], source: int, halting: bool, convolution: str, glu: bool
+) -> None:
+    model = tiny_facts(convolution=convolution, glu=glu)
+    counted = count_by_hand(model, source, depths, halting=halting)
+    assert decoder_flops(model, source, depths, halting=halting) == counted
+
+
+def test_control_the_order_of_depths_matters() -> None:
+    """A model that only knew the average depth would not see the difference."""
+    model = tiny_facts()
+    deep_first = decoder_flops(model, 10, [4, 4, 1, 1], halting=False)
+    deep_last = decoder_flops(model, 10, [1, 1, 4, 4], halting=False)
+    assert deep_first.total < deep_last.total
+    assert deep_first.backfill == 0
+
+
+def test_sums_and_totals() -> None:
+    one = DecoderFlops(blocks=1, cross=2, backfill=3, halting=4, head=5)
+    assert one.total == 15
+    assert one + one == DecoderFlops(2, 4, 6, 8, 10)
+    assert sum([one, one], DecoderFlops()).total == 30
+
+
+def test_no_tokens_cost_nothing() -> None:
+    assert decoder_flops(tiny_facts(), 0, [], halting=True) == DecoderFlops()

@@ -1,0 +1,142 @@
+"""The manifest is strict, and says everything that is wrong at once."""
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from edgeseq_runtime.errors import BundleError
+from edgeseq_runtime.manifest import MANIFEST_FILE, Manifest
+from tiny_bundle import write_tiny_bundle
+
+Change = Callable[[dict[str, Any]], object]
+
+
+@pytest.fixture(scope="module")
+def data(tmp_path_factory: pytest.TempPathFactory) -> bytes:
+    bundle = write_tiny_bundle(tmp_path_factory.mktemp("manifest") / "tiny.bundle")
+    return (bundle / MANIFEST_FILE).read_bytes()
+
+
+def changed(data: bytes, change: Change) -> bytes:
+    content = json.loads(data)
+    change(content)
+    return json.dumps(content).encode()
+
+
+def test_bytes_survive_a_round_trip(data: bytes) -> None:
+    manifest = Manifest.from_bytes(data)
+    assert manifest.to_bytes() == data
+    assert data.endswith(b"}\n")
+
+
+def test_unchanged_content_is_accepted(data: bytes) -> None:
+    """Control of all refusals below."""
+    assert Manifest.from_bytes(changed(data, lambda _: None)) == Manifest.from_bytes(data)
+
+
+def test_facts_follow_from_the_model(data: bytes) -> None:
+    model = Manifest.from_bytes(data).model
+    assert model.decoder_blocks == 4
+    assert model.halting_units == 3
+    assert model.model_copy(update={"halting": "shared"}).halting_units == 1
+    assert model.model_copy(update={"halting": "none"}).halting_units == 0
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        (b"", "m.json is not JSON: Expecting value"),
+        (b"\xff\xfe", "m.json is not JSON"),
+        (b"[" * 100_000, "m.json is not JSON"),
+        (b"[]", "m.json is not the manifest of a bundle: format is None, expected 'edgeseq-bundle'"),
+        (b'{"format": "onnx"}', "format is 'onnx', expected 'edgeseq-bundle'"),
+        (
+            b'{"format": "edgeseq-bundle", "format_version": 2}',
+            "m.json has format_version 2; this edgeseq reads version 1: export the model again, or",
+        ),
+        (b'{"format": "edgeseq-bundle", "format_version": true}', "has format_version True;"),
+    ],
+)
+def test_what_is_no_manifest_of_this_version_is_refused(content: bytes, message: str) -> None:
+    with pytest.raises(BundleError) as error:
+        Manifest.from_bytes(content, "m.json")
+    assert message in str(error.value)
+
+
+def test_all_mistakes_are_reported_at_once(data: bytes) -> None:
+    def change(content: dict[str, Any]) -> None:
+        content["model"]["dim"] = "16"
+        content["model"]["convolution"] = "depthwise"
+        content["graphs"][0]["size"] = -1
+        content["surprise"] = 1
+        del content["provenance"]
+
+    with pytest.raises(BundleError) as error:
+        Manifest.from_bytes(changed(data, change), "m.json")
+    message = str(error.value)
+    assert message.startswith("m.json is not valid (5 problems):\n")
+    assert "  model.dim: Input should be a valid integer" in message
+    assert "  model.convolution: Input should be 'lightweight' or 'dynamic'" in message
+    assert "  graphs.0.size: Input should be greater than 0" in message
+    assert "  surprise: Extra inputs are not permitted" in message
+    assert "  provenance: Field required" in message
+
+
+NAMES = ["../x", "a/b", "a\\b", "/etc/passwd", ".hidden", "", "-r", "x\x00", "n\u00e4me", "a b"]
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_names_that_could_leave_the_folder_are_refused(data: bytes, name: str) -> None:
+    def change(content: dict[str, Any]) -> None:
+        content["graphs"][0]["file"] = name
+
+    with pytest.raises(BundleError, match=r"graphs\.0\.file: .* is not a plain file name"):
+        Manifest.from_bytes(changed(data, change))
+
+
+def set_value(*path: str | int, value: object) -> Change:
+    def change(content: Any) -> None:  # noqa: ANN401
+        for key in path[:-1]:
+            content = content[key]
+        content[path[-1]] = value
+
+    return change
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (set_value("graphs", 1, "file", value="Encoder.onnx"), "file 'encoder.onnx' is listed more"),
+        (set_value("files", 0, "file", value="manifest.json"), "'manifest.json' is listed more than"),
+        (set_value("model", "vocab_size", value=61), "has 60 pieces, but the model's vocab_size is 61"),
+        (set_value("model", "heads", value=3), "dim 16 is not a multiple of heads 3"),
+        (set_value("model", "decoder_kernel_sizes", value=[3]), "one decoder block leaves nothing"),
+        (set_value("model", "halting", value="none"), "expected ['tokenizer']"),
+        (set_value("tokenizer", "pad_id", value=1), "tokenizer.pad_id: Input should be 0"),
+        (set_value("operating_points", 0, "policy", value="adaptive"), "operating_points.0.policy"),
+        (set_value("quality", value=[{"depth": "1"}]), "quality.0.bleu: Field required"),
+        (set_value("graphs", 0, "sha256", value="abc"), "graphs.0.sha256"),
+    ],
+)
+def test_fields_that_contradict_are_refused(data: bytes, change: Change, message: str) -> None:
+    with pytest.raises(BundleError) as error:
+        Manifest.from_bytes(changed(data, change))
+    assert message in str(error.value)
+
+
+def test_operating_points_have_one_name_each(data: bytes) -> None:
+    def change(content: dict[str, Any]) -> None:
+        content["operating_points"] *= 2
+
+    with pytest.raises(BundleError, match="operating point 'default' is listed more than once"):
+        Manifest.from_bytes(changed(data, change))
+
+
+def test_numbers_are_finite(data: bytes, tmp_path: Path) -> None:
+    broken = data.replace(b'"bleu": 1.0', b'"bleu": NaN')
+    assert broken != data
+    with pytest.raises(BundleError, match=r"bleu"):
+        Manifest.from_bytes(broken)

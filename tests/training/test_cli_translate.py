@@ -1,0 +1,321 @@
+"""``edgeseq translate`` around a translator: lines, files, messages, exit codes."""
+
+import gzip
+import json
+import lzma
+import os
+import subprocess
+import sys
+import threading
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import pytest
+
+import edgeseq_runtime
+from command_line import Outcome, run_edgeseq
+from edgeseq_runtime.errors import BundleError
+from fake_translator import FakeTranslator
+
+HELPERS = Path(__file__).resolve().parents[1] / "helpers"
+
+
+@pytest.fixture(autouse=True)
+def _fake_translator(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    monkeypatch.setitem(vars(edgeseq_runtime), "Translator", FakeTranslator)
+    yield
+    FakeTranslator.calls.clear()
+    FakeTranslator.lines.clear()
+    FakeTranslator.error = BundleError("bundle 'b' is broken")
+
+
+def translate(*arguments: object, stdin: bytes = b"") -> Outcome:
+    return run_edgeseq("translate", "--model", "b", *arguments, stdin=stdin)
+
+
+# Lines
+
+
+def test_one_line_out_per_line_in() -> None:
+    outcome = translate(stdin=b"a b\n\nc\n")
+    assert outcome == Outcome(0, b"A B\n\nC\n", "")
+
+
+def test_last_line_needs_no_line_end() -> None:
+    assert translate(stdin=b"a\nb").stdout == b"A\nB\n"
+
+
+def test_no_input_gives_no_output() -> None:
+    assert translate(stdin=b"") == Outcome(0, b"", "")
+
+
+@pytest.mark.parametrize("separator", ["\u2028", "\u2029", "\x0b", "\x0c", "\x1c", "\x85", "\r"])
+def test_only_line_feeds_end_lines(separator: str) -> None:
+    text = f"a{separator}b"
+    outcome = translate(stdin=f"{text}\nc\n".encode())
+    assert FakeTranslator.lines == [text, "c"]
+    assert len(outcome.lines) == 2
+
+
+def test_carriage_return_before_a_line_feed_is_dropped() -> None:
+    assert translate(stdin=b"a\r\n\r\nb\r\r\n").code == 0
+    assert FakeTranslator.lines == ["a", "", "b\r"]
+
+
+def test_byte_order_mark_is_dropped_from_the_first_line_only() -> None:
+    translate(stdin="\ufeffa\n\ufeffb\n".encode())
+    assert FakeTranslator.lines == ["a", "\ufeffb"]
+
+
+def test_line_ends_in_a_translation_become_spaces() -> None:
+    assert translate(stdin=b"!break\nb\n").lines == ["one two  three", "B"]
+
+
+# Input files
+
+
+@pytest.mark.parametrize(
+    ("name", "compress"), [("a.txt", bytes), ("a.gz", gzip.compress), ("a.xz", lzma.compress)]
+)
+def test_plain_and_compressed_files_are_read(
+    tmp_path: Path, name: str, compress: Callable[[bytes], bytes]
+) -> None:
+    (tmp_path / name).write_bytes(compress(b"a\nb\n"))
+    assert translate("-i", tmp_path / name).lines == ["A", "B"]
+
+
+def test_dash_means_stdin_and_stdout() -> None:
+    assert translate("-i", "-", "-o", "-", stdin=b"a\n").lines == ["A"]
+
+
+def test_missing_input_is_named(tmp_path: Path) -> None:
+    path = tmp_path / "none.txt"
+    outcome = translate("-i", path)
+    expected = f"edgeseq: error: cannot read {path}: No such file or directory\n"
+    assert outcome == Outcome(1, b"", expected)
+    assert FakeTranslator.calls == []
+
+
+def test_folder_as_input_is_named(tmp_path: Path) -> None:
+    outcome = translate("-i", tmp_path)
+    assert outcome == Outcome(1, b"", f"edgeseq: error: cannot read {tmp_path}: Is a directory\n")
+
+
+@pytest.mark.parametrize(("suffix", "compress"), [(".gz", gzip.compress), (".xz", lzma.compress)])
+def test_truncated_archive_is_an_error_that_leaves_no_output(
+    tmp_path: Path, suffix: str, compress: Callable[[bytes], bytes]
+) -> None:
+    source, output = tmp_path / f"a{suffix}", tmp_path / "out.txt"
+    lines = b"".join(b"%d\n" % number for number in range(50_000))
+    source.write_bytes(compress(lines)[:-1000])
+    outcome = translate("-i", source, "-o", output)
+    assert outcome.code == 1
+    assert outcome.stderr.startswith(f"edgeseq: error: cannot read {source} after line ")
+    assert "Compressed file ended before the end-of-stream marker" in outcome.stderr
+    assert outcome.stderr.endswith("is the file complete?\n")
+    assert sorted(tmp_path.iterdir()) == [source]
+
+
+@pytest.mark.parametrize("suffix", [".gz", ".xz"])
+def test_wrong_suffix_is_an_error(tmp_path: Path, suffix: str) -> None:
+    path = tmp_path / f"a{suffix}"
+    path.write_bytes(b"plain text\n")
+    outcome = translate("-i", path)
+    assert outcome.code == 1
+    assert f"cannot read {path} after line 0: " in outcome.stderr
+
+
+def test_invalid_utf8_is_repaired_named_and_told_by_the_exit_code(tmp_path: Path) -> None:
+    source, output = tmp_path / "a.txt", tmp_path / "out.txt"
+    source.write_bytes(b"good\nna\xefve\ngood\n\xff\xfe\n")
+    outcome = translate("-i", source, "-o", output)
+    assert output.read_text(encoding="utf-8") == "GOOD\nNA\ufffdVE\nGOOD\n\ufffd\ufffd\n"
+    assert outcome.code == 2
+    warning = f"edgeseq: warning: {source}, line {{}}: not valid UTF-8 (byte 0x{{}} at offset {{}})"
+    assert outcome.stderr.splitlines() == [
+        warning.format(2, "ef", 2) + "; its best decoding is used",
+        warning.format(4, "ff", 0) + "; its best decoding is used",
+        f"edgeseq: warning: {source}: lines that were not valid UTF-8, named above: 2",
+    ]
+
+
+def test_truncated_inputs_are_each_reported_on_a_line() -> None:
+    outcome = translate(stdin=b"!long\n!long\n")
+    assert outcome.code == 0
+    assert outcome.stderr == "edgeseq: warning: a line was cut\n" * 2
+
+
+# Output files
+
+
+def test_output_file_takes_its_name_at_the_end(tmp_path: Path) -> None:
+    path = tmp_path / "out.txt"
+    assert translate("-o", path, stdin=b"a\n") == Outcome(0, b"", "")
+    assert path.read_bytes() == b"A\n"
+    assert list(tmp_path.iterdir()) == [path]
+
+
+def test_input_may_be_the_output(tmp_path: Path) -> None:
+    path = tmp_path / "text.txt"
+    path.write_bytes(b"a\nb\n")
+    assert translate("-i", path, "-o", path).code == 0
+    assert path.read_bytes() == b"A\nB\n"
+
+
+def test_failure_leaves_the_old_files_and_nothing_else(tmp_path: Path) -> None:
+    path, trace = tmp_path / "out.txt", tmp_path / "trace.jsonl"
+    path.write_bytes(b"old\n")
+    outcome = translate("-o", path, "--trace", trace, stdin=b"a\n!raise\n")
+    assert outcome == Outcome(1, b"", "edgeseq: error: bundle 'b' is broken\n")
+    assert path.read_bytes() == b"old\n"
+    assert list(tmp_path.iterdir()) == [path]
+
+
+def test_output_through_a_link_replaces_what_it_points_to(tmp_path: Path) -> None:
+    (tmp_path / "real").write_bytes(b"old\n")
+    (tmp_path / "link").symlink_to("real")
+    translate("-o", tmp_path / "link", stdin=b"a\n")
+    assert (tmp_path / "link").is_symlink()
+    assert (tmp_path / "real").read_bytes() == b"A\n"
+
+
+def test_output_to_a_pipe_is_written_directly(tmp_path: Path) -> None:
+    """A rename would put a file in the pipe's place, and would do the same to /dev/null."""
+    pipe = tmp_path / "pipe"
+    os.mkfifo(pipe)
+    received: list[bytes] = []
+    reader = threading.Thread(target=lambda: received.append(pipe.read_bytes()), daemon=True)
+    reader.start()
+    assert translate("-o", pipe, stdin=b"a\n").code == 0
+    reader.join(timeout=10)
+    assert received == [b"A\n"]
+    assert pipe.is_fifo()
+
+
+@pytest.mark.parametrize("option", ["-o", "--trace"])
+def test_missing_output_folder_is_named(tmp_path: Path, option: str) -> None:
+    path = tmp_path / "none" / "out.txt"
+    outcome = translate(option, path, stdin=b"a\n")
+    assert outcome.code == 1
+    assert outcome.stderr == f"edgeseq: error: cannot write {path}: its folder does not exist\n"
+
+
+def test_folder_as_output_is_named(tmp_path: Path) -> None:
+    outcome = translate("-o", tmp_path, stdin=b"a\n")
+    assert outcome.stderr == f"edgeseq: error: cannot write {tmp_path}: Is a directory\n"
+
+
+@pytest.mark.skipif(not Path("/dev/full").exists(), reason="needs a device that is always full")
+def test_full_disk_is_named() -> None:
+    outcome = translate("-o", "/dev/full", stdin=b"a\n")
+    assert outcome.code == 1
+    assert outcome.stderr == "edgeseq: error: cannot write /dev/full: No space left on device\n"
+
+
+def test_trace_holds_tokens_and_depths_of_each_line(tmp_path: Path) -> None:
+    path = tmp_path / "trace.jsonl"
+    outcome = translate("--trace", path, stdin="dä b\n\nc\n".encode())
+    assert outcome.lines == ["DÄ B", "", "C"]
+    lines = path.read_text(encoding="utf-8").splitlines()
+    assert [json.loads(line) for line in lines] == [
+        {"line": 1, "tokens": ["DÄ", "B", "</s>"], "depths": [1, 2, 6]},
+        {"line": 2, "tokens": [], "depths": []},
+        {"line": 3, "tokens": ["C", "</s>"], "depths": [1, 6]},
+    ]
+    assert '"DÄ"' in lines[0]
+
+
+# Options
+
+
+def test_options_reach_the_translator() -> None:
+    translate(
+        *("--depth", "halting:0.4", "--batch-size", 7, "--threads", 2),
+        *("--device", "cpu", "--max-length", 50),
+    )
+    assert FakeTranslator.calls == [
+        {"path": "b", "depth": "halting:0.4", "device": "cpu", "threads": 2},
+        {"batch_size": 7, "max_length": 50},
+    ]
+
+
+def test_defaults_leave_the_choice_to_the_bundle() -> None:
+    translate()
+    assert FakeTranslator.calls == [
+        {"path": "b", "depth": None, "device": "auto", "threads": 1},
+        {"batch_size": 32, "max_length": None},
+    ]
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["--batch-size", "0"], "'--batch-size': 0 is not in the range x>=1"),
+        (["--threads", "two"], "'--threads': 'two' is not a valid integer"),
+        (["--max-length", "-1"], "'--max-length': -1 is not in the range x>=1"),
+        (["--device", "tpu"], "'--device': 'tpu' is not one of 'auto', 'cpu', 'cuda'"),
+        (["-o", "x", "--trace", "x"], "--output and --trace both name 'x'; give them different"),
+        (["--trace", "-"], "--output and --trace both name '-'; give them different"),
+        (["extra"], "unexpected extra argument (extra)"),
+    ],
+)
+def test_mistaken_options_are_named(arguments: list[str], message: str) -> None:
+    outcome = translate(*arguments)
+    assert outcome.code == 2
+    assert message in outcome.stderr
+    assert FakeTranslator.calls == []
+
+
+def test_missing_model_is_named() -> None:
+    outcome = run_edgeseq("translate")
+    assert outcome.code == 2
+    assert "Missing option '--model'" in outcome.stderr
+
+
+# As a process: pipes
+
+PROCESS = """
+import sys
+import edgeseq_runtime
+from fake_translator import FakeTranslator
+vars(edgeseq_runtime)["Translator"] = FakeTranslator
+from edgeseq.cli import main
+main(["translate", "--model", "b", *sys.argv[1:]])
+"""
+
+
+def start_process(*arguments: str) -> subprocess.Popen[bytes]:
+    return subprocess.Popen(
+        [sys.executable, "-c", PROCESS, *arguments],
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        env={**os.environ, "PYTHONPATH": os.pathsep.join([str(HELPERS), *sys.path])},
+    )
+
+
+def test_each_line_is_answered_before_the_next_is_read() -> None:
+    with start_process("--batch-size", "1") as process:
+        assert process.stdin is not None
+        assert process.stdout is not None
+        for word in (b"a\n", b"b\n"):
+            process.stdin.write(word)
+            process.stdin.flush()
+            assert process.stdout.readline() == word.upper()
+        process.stdin.close()
+        assert process.wait(timeout=10) == 0
+
+
+def test_reader_that_leaves_ends_the_command_quietly() -> None:
+    with start_process() as process:
+        assert process.stdin is not None
+        assert process.stdout is not None
+        assert process.stderr is not None
+        process.stdin.write(b"a\n")
+        process.stdin.flush()
+        assert process.stdout.readline() == b"A\n"
+        process.stdout.close()
+        process.stdin.write(b"b\n" * 100)
+        process.stdin.close()
+        assert process.wait(timeout=10) == 141
+        assert process.stderr.read() == b""

@@ -1,0 +1,219 @@
+"""The reference decoder: where it stops, what it says, and that batches change nothing."""
+
+from collections.abc import Sequence
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+from edgeseq.models import Seq2Seq
+from edgeseq.models.reference import StopRule, pad_sources, reference_decode, stop_at, stop_by_halting
+from edgeseq_runtime.tokenizer import BOS_ID, EOS_ID, PAD_ID
+from small_models import DECODER_KERNEL_SIZES, VOCAB_SIZE, balance_halting_units, small_model
+
+BLOCKS = len(DECODER_KERNEL_SIZES)
+
+
+def make_talkative_model() -> Seq2Seq:
+    """A model that listens to the source and to what came before, and seldom says EOS."""
+    model = small_model(tied_embeddings=False)
+    with torch.no_grad():
+        model.decoder.exit_heads.weight(1)[EOS_ID] *= 0.6
+        for name, parameter in model.decoder.blocks.named_parameters():
+            if "out_projection.weight" in name or "output_projection.weight" in name:
+                parameter *= 4
+    return balance_halting_units(model)
+
+
+MODEL = make_talkative_model()
+SOURCES = [[5, 6, 7, 3], [9, 3], [11, 12, 13, 14, 15, 16, 3], [4, 4, 3], [20, 8, 3], [17, 5, 22, 3], [23, 10, 3]]
+LIMITS = [12, 6, 30, 1, 12, 30, 30]
+
+
+# --- A model that says what it is told
+
+
+class ScriptedDecoder(nn.Module):
+    """Exit states are the logits themselves: block n of row r says SCRIPT[r][n][t] at step t."""
+
+    def __init__(self, script: Sequence[Sequence[Sequence[int]]]) -> None:
+        super().__init__()
+        self.script = script
+        self.blocks = [None] * len(script[0])
+        self.exit_heads = ScriptedHeads()
+        self.halting_units = None
+
+    def forward(
+        self, tokens: Tensor, memory: Tensor, padding_mask: Tensor | None, depths: Tensor, blocks: int
+    ) -> list[Tensor]:
+        assert tokens.shape == depths.shape
+        step = tokens.shape[1] - 1
+        states = torch.zeros(blocks, len(tokens), tokens.shape[1], VOCAB_SIZE)
+        for row, by_block in enumerate(self.script):
+            for block in range(blocks):
+                said = by_block[block]
+                states[block, row, -1, said[min(step, len(said) - 1)]] = 1
+                states[block, row, -1, PAD_ID] = states[block, row, -1, BOS_ID] = 9  # forbidden, however likely
+        return list(states)
+
+
+class ScriptedHeads(nn.Module):
+    def forward(self, exit_state: Tensor, block: int) -> Tensor:
+        return exit_state
+
+    def weight(self, block: int) -> Tensor:
+        return torch.eye(VOCAB_SIZE)
+
+
+class ScriptedModel(nn.Module):
+    def __init__(self, *script: Sequence[Sequence[int]]) -> None:
+        super().__init__()
+        self.anything = nn.Parameter(torch.zeros(1))
+        self.decoder = ScriptedDecoder(script)
+
+    def encoder(self, source: Tensor, padding_mask: Tensor | None) -> Tensor:
+        return torch.zeros(*source.shape, 2)
+
+
+def decode_scripted(model: ScriptedModel, rule: StopRule, limits: Sequence[int]) -> list[tuple[list[int], list[int]]]:
+    return reference_decode(model, [[4, EOS_ID]] * len(limits), rule, limits)  # type: ignore[arg-type]
+
+
+def test_a_row_ends_with_its_first_eos_while_others_go_on() -> None:
+    model = ScriptedModel([[5, EOS_ID, 6]], [[7, 8, 9, EOS_ID]], [[EOS_ID]])
+    assert decode_scripted(model, stop_at(1), [9, 9, 9]) == [
+        ([5, EOS_ID], [1, 1]),
+        ([7, 8, 9, EOS_ID], [1, 1, 1, 1]),
+        ([EOS_ID], [1]),
+    ]
+
+
+def test_a_row_ends_at_its_own_limit_without_an_eos() -> None:
+    model = ScriptedModel([[5]], [[6]], [[7, 7, EOS_ID]])
+    assert decode_scripted(model, stop_at(1), [1, 4, 3]) == [
+        ([5], [1]),
+        ([6] * 4, [1] * 4),
+        ([7, 7, EOS_ID], [1] * 3),  # reached with the last token it may have
+    ]
+
+
+def test_padding_and_bos_are_never_said() -> None:
+    """Control in the script: both have the greatest logit of all in every step."""
+    ((tokens, _),) = decode_scripted(ScriptedModel([[5, 6, EOS_ID]]), stop_at(1), [9])
+    assert tokens == [5, 6, EOS_ID]
+
+
+def test_each_token_is_said_by_the_block_at_which_it_stopped() -> None:
+    model = ScriptedModel([[5], [6], [7]], [[8], [9], [10]])
+    depths = iter([[1, 3], [2, 2], [3, 1]])
+    rule = StopRule(3, lambda states: torch.tensor(next(depths)))
+    assert decode_scripted(model, rule, [3, 3]) == [([5, 6, 7], [1, 2, 3]), ([10, 9, 8], [3, 2, 1])]
+
+
+# --- Stop rules
+
+
+def test_a_fixed_depth_runs_no_block_above_it() -> None:
+    rule = stop_at(2)
+    assert rule.blocks == 2
+    assert rule.choose([torch.zeros(3, 8)] * 2).tolist() == [2, 2, 2]
+
+
+def stop_by_loops(chances: Sequence[float], threshold: float) -> int:
+    for number, chance in enumerate(chances, start=1):
+        if chance > threshold:
+            return number
+    return len(chances) + 1
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("threshold", [0.0, 0.3, 0.5, 0.7, 1.0])
+def test_a_token_stops_at_the_first_unit_above_the_threshold(threshold: float) -> None:
+    units = MODEL.decoder.halting_units
+    assert units is not None
+    states = MODEL(torch.arange(4, 24).view(2, 10), None, torch.arange(23, 3, -1).view(2, 10))
+    states = [state.flatten(0, 1) for state in states]
+    chances = torch.sigmoid(units(states)).tolist()
+    rule = stop_by_halting(MODEL, threshold)
+    assert rule.blocks == BLOCKS
+    depths = rule.choose(states).tolist()
+    assert depths == [stop_by_loops(row, threshold) for row in chances]
+    assert set(depths) == {0.0: {1}, 0.5: set(range(1, BLOCKS + 1)), 1.0: {BLOCKS}}.get(threshold, set(depths))
+    # Control: counting the units below the threshold is something else, unless it is an extreme one.
+    counted = [1 + sum(chance <= threshold for chance in row) for row in chances]
+    assert (depths != counted) == (0 < threshold < 1)
+
+
+def test_a_unit_exactly_at_the_threshold_goes_on() -> None:
+    model = small_model()
+    units = model.decoder.halting_units
+    assert units is not None
+    torch.nn.init.zeros_(units.weight)
+    torch.nn.init.zeros_(units.bias)
+    states = [torch.ones(1, 8, dtype=torch.float64)] * BLOCKS
+    assert stop_by_halting(model, 0.5).choose(states).tolist() == [BLOCKS]
+    assert stop_by_halting(model, 0.5 - 1e-9).choose(states).tolist() == [1]
+
+
+def test_halting_without_units_says_how_to_get_them() -> None:
+    with pytest.raises(ValueError, match="the model has no halting units; train it with model.halting = 'per_block'"):
+        stop_by_halting(small_model(halting="none"), 0.5)
+
+
+# --- A real model
+
+RULES = {"1": stop_at(1), "full": stop_at(BLOCKS), "halting": stop_by_halting(MODEL, 0.5)}
+every_rule = pytest.mark.parametrize("rule", RULES.values(), ids=RULES)
+
+
+@every_rule
+def test_batched_equals_single(rule: StopRule) -> None:
+    together = reference_decode(MODEL, SOURCES, rule, LIMITS)
+    alone = [
+        reference_decode(MODEL, [source], rule, [limit])[0] for source, limit in zip(SOURCES, LIMITS, strict=True)
+    ]
+    assert together == alone
+    backwards = reference_decode(MODEL, SOURCES[::-1], rule, LIMITS[::-1])
+    assert backwards[::-1] == alone
+    # Control: the sentences differ, so that a mix-up of rows would show.
+    assert len({tuple(tokens) for tokens, _ in alone}) == len(SOURCES)
+
+
+def count_disagreements(source: list[int], tokens: list[int], depths: list[int], rule: StopRule, seen: Tensor) -> int:
+    """Decodes by force, with the depths `seen` (1, T) below; counts tokens and depths that come out otherwise."""
+    states = MODEL.decoder(
+        torch.tensor([[BOS_ID, *tokens[:-1]]]), MODEL.encoder(torch.tensor([source]), None), None, seen
+    )
+    disagreements = 0
+    for position, (token, depth) in enumerate(zip(tokens, depths, strict=True)):
+        newest = [state[:, position] for state in states[: rule.blocks]]
+        logits = MODEL.decoder.exit_heads(newest[depth - 1], depth)
+        logits[:, [PAD_ID, BOS_ID]] = -torch.inf
+        disagreements += (int(logits.argmax()), int(rule.choose(newest))) != (token, depth)
+    return disagreements
+
+
+@torch.no_grad()
+@every_rule
+def test_what_was_said_follows_from_one_forward_over_all_of_it(rule: StopRule) -> None:
+    otherwise = 0
+    for source, (tokens, depths) in zip(SOURCES, reference_decode(MODEL, SOURCES, rule, LIMITS), strict=True):
+        assert count_disagreements(source, tokens, depths, rule, torch.tensor([depths])) == 0
+        full = torch.full((1, len(depths)), BLOCKS)
+        otherwise += count_disagreements(source, tokens, depths, rule, full)
+    # Control: where depths are mixed, pretending that no token stopped gives other tokens.
+    assert bool(otherwise) == (rule is RULES["halting"])
+
+
+def test_the_halting_rule_uses_several_depths_here() -> None:
+    """Without this the tests above would not say much."""
+    used = {depth for _, depths in reference_decode(MODEL, SOURCES, RULES["halting"], LIMITS) for depth in depths}
+    assert used == set(range(1, BLOCKS + 1))
+
+
+def test_sources_are_padded_on_the_right_and_masked() -> None:
+    source, mask = pad_sources([[5, 6, 3], [7, 3]], torch.device("cpu"))
+    assert source.tolist() == [[5, 6, 3], [7, 3, PAD_ID]]
+    assert mask is not None
+    assert mask.tolist() == [[False, False, False], [False, False, True]]
+    assert pad_sources([[5, 3], [7, 3]], torch.device("cpu"))[1] is None

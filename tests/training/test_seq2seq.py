@@ -1,0 +1,174 @@
+"""The decoder with tokens that stopped early, against a decoder that moves token by token."""
+
+import dataclasses
+
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+from torch import Tensor
+
+from edgeseq.models import Decoder, Seq2Seq
+from edgeseq.models.seq2seq import source_bias_of
+from edgeseq.modules import DecoderBlock
+from ramp import greatest_difference, ramp
+from small_models import DECODER_KERNEL_SIZES, VOCAB_SIZE, small_model
+
+DIM, SOURCE, TIME = 8, 5, 9
+BLOCKS = len(DECODER_KERNEL_SIZES)
+TOLERANCE = 1e-6
+CLEARLY = 1e-3
+
+MODELS = {norm: small_model(norm=norm) for norm in ("pre", "post")}
+both_norms = pytest.mark.parametrize("norm", MODELS)
+TOKENS = torch.tensor([[2, *range(4, 3 + TIME)], [2, *range(14, 13 + TIME)]])
+DEPTHS = torch.tensor([[4, 1, 1, 1, 1, 1, 4, 2, 3], [1, 1, 4, 3, 2, 1, 2, 4, 1]])
+MEMORY = ramp(2, SOURCE, DIM, start=300)
+PADDING = torch.arange(SOURCE) >= torch.tensor([[3], [SOURCE]])
+
+
+@dataclasses.dataclass
+class CopyRule:
+    """The copy rule, token by token: a stopped token's last state stands in for it in the blocks above.
+
+    The options break it.
+    """
+
+    copies_exit_state: bool = False
+    skips_norm: bool = False
+    leaves_zeros: bool = False
+
+    def decode(self, decoder: Decoder, tokens: Tensor, memory: Tensor, padding: Tensor, depths: Tensor) -> Tensor:
+        """Returns the exit state (B, T, D) of each token at its own depth."""
+        rows = []
+        for row in range(len(tokens)):
+            bias = source_bias_of(padding[row : row + 1])
+            assert bias is not None
+            rows.append(self._decode_row(decoder, tokens[row], memory[row : row + 1], bias, depths[row].tolist()))
+        return torch.stack(rows)
+
+    def _decode_row(self, decoder: Decoder, tokens: Tensor, memory: Tensor, bias: Tensor, depths: list[int]) -> Tensor:
+        columns: list[list[Tensor]] = [[] for _ in decoder.blocks]
+        exits = []
+        for position, (token, depth) in enumerate(zip(tokens, depths, strict=True)):
+            x = decoder.embedding(token.view(1, 1), torch.tensor([position]))
+            for number, block in enumerate(decoder.blocks, start=1):
+                assert isinstance(block, DecoderBlock)
+                own = columns[number - 1]
+                if number <= depth:
+                    length = block.kernel_size - 1
+                    padded = [torch.zeros(1, 1, DIM, dtype=x.dtype)] * length + own
+                    history = torch.cat(padded[len(padded) - length :], dim=1) if length else x[:, :0]
+                    x, exit_state, column = block.step(x, history, *block.cross_attention.project(memory), bias)
+                else:
+                    copied = exit_state if self.copies_exit_state else x
+                    column = block.convolution_unit.columns(copied) if self.skips_norm else block.backfill(copied)
+                    if self.leaves_zeros:
+                        column = torch.zeros_like(column)
+                own.append(column)
+            exits.append(exit_state[0, 0])
+        return torch.stack(exits)
+
+
+def at_own_depth(states: list[Tensor], depths: Tensor) -> Tensor:
+    """Picks from the exit states of all blocks each token's last one, (B, T, D)."""
+    stacked = torch.stack(states)  # (N, B, T, D)
+    return stacked.gather(0, (depths - 1)[None, :, :, None].expand(1, -1, -1, DIM))[0]
+
+
+@torch.no_grad()
+@both_norms
+def test_copied_states_are_what_a_token_by_token_decoder_sees(norm: str) -> None:
+    assert set(DEPTHS.unique().tolist()) == set(range(1, BLOCKS + 1))
+    decoder = MODELS[norm].decoder
+    states = decoder(TOKENS, MEMORY, PADDING, DEPTHS)
+    naive = CopyRule().decode(decoder, TOKENS, MEMORY, PADDING, DEPTHS)
+    assert greatest_difference(at_own_depth(states, DEPTHS), naive) < TOLERANCE
+
+
+@torch.no_grad()
+@given(depths=st.lists(st.integers(1, BLOCKS), min_size=1, max_size=TIME))
+def test_copied_states_hold_for_any_depths(depths: list[int]) -> None:
+    decoder = MODELS["pre"].decoder
+    tokens, chosen = TOKENS[:1, : len(depths)], torch.tensor([depths])
+    states = decoder(tokens, MEMORY[:1], PADDING[:1], chosen)
+    naive = CopyRule().decode(decoder, tokens, MEMORY[:1], PADDING[:1], chosen)
+    assert greatest_difference(at_own_depth(states, chosen), naive) < TOLERANCE
+
+
+@torch.no_grad()
+@pytest.mark.parametrize(
+    "broken",
+    [CopyRule(copies_exit_state=True), CopyRule(skips_norm=True), CopyRule(leaves_zeros=True)],
+    ids=["exit state copied", "own norm forgotten", "nothing copied"],
+)
+def test_another_copy_rule_gives_other_states(broken: CopyRule) -> None:
+    """Control of the two equalities above."""
+    decoder = MODELS["pre"].decoder
+    states = at_own_depth(decoder(TOKENS, MEMORY, PADDING, DEPTHS), DEPTHS)
+    assert greatest_difference(states, broken.decode(decoder, TOKENS, MEMORY, PADDING, DEPTHS)) > CLEARLY
+
+
+@torch.no_grad()
+@both_norms
+def test_without_depths_every_token_goes_through_all_blocks(norm: str) -> None:
+    decoder = MODELS[norm].decoder
+    full = torch.full_like(DEPTHS, BLOCKS)
+    for one, other in zip(
+        decoder(TOKENS, MEMORY, PADDING), decoder(TOKENS, MEMORY, PADDING, full), strict=True
+    ):
+        assert torch.equal(one, other)
+    shallow = decoder(TOKENS, MEMORY, PADDING, DEPTHS)
+    assert greatest_difference(at_own_depth(shallow, full), decoder(TOKENS, MEMORY, PADDING)[-1]) > CLEARLY
+
+
+@torch.no_grad()
+def test_fewer_blocks_give_the_first_exit_states() -> None:
+    decoder = MODELS["pre"].decoder
+    everything = decoder(TOKENS, MEMORY, PADDING, DEPTHS)
+    assert len(everything) == BLOCKS
+    for blocks in range(1, BLOCKS):
+        some = decoder(TOKENS, MEMORY, PADDING, DEPTHS, blocks)
+        assert len(some) == blocks
+        assert all(torch.equal(one, other) for one, other in zip(some, everything, strict=False))
+
+
+@torch.no_grad()
+@both_norms
+def test_padding_of_the_source_changes_nothing(norm: str) -> None:
+    model = MODELS[norm]
+    source = torch.tensor([[5, 6, 7, 3]])
+    expected = model(source, None, TOKENS[:1])[-1]
+    padded = torch.cat((source, torch.zeros(1, 3, dtype=torch.int64)), dim=1)
+    assert greatest_difference(model(padded, padded == 0, TOKENS[:1])[-1], expected) < TOLERANCE
+    assert greatest_difference(model(padded, None, TOKENS[:1])[-1], expected) > CLEARLY  # control: no mask
+
+
+def test_a_source_bias_is_minus_infinity_at_padding_and_nothing_without() -> None:
+    bias = source_bias_of(torch.tensor([[False, True], [False, False]]))
+    assert bias is not None
+    assert bias.tolist() == [[[[0, -float("inf")]]], [[[0, 0]]]]
+    assert bias.dtype == torch.float32
+    assert source_bias_of(None) is None
+
+
+# --- The builder
+
+
+def count(model: Seq2Seq) -> int:
+    return sum(parameter.numel() for parameter in model.parameters())
+
+
+def test_tied_tables_are_one_parameter() -> None:
+    tied = small_model(halting="none")
+    assert tied.encoder.embedding is tied.decoder.embedding
+    assert tied.decoder.exit_heads.classifiers[0].weight is tied.decoder.embedding.table.weight
+    table = VOCAB_SIZE * DIM
+    assert count(small_model(halting="none", tied_embeddings=False)) == count(tied) + 2 * table
+    assert count(small_model(halting="none", head="untied")) == count(tied) + BLOCKS * table
+
+
+@pytest.mark.parametrize(("halting", "units"), [("none", 0), ("shared", 1), ("per_block", BLOCKS - 1)])
+def test_halting_units_are_as_many_as_the_configuration_says(halting: str, units: int) -> None:
+    model = small_model(halting=halting)
+    assert count(model) == count(small_model(halting="none")) + units * (DIM + 1)
