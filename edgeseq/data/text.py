@@ -25,7 +25,7 @@ def open_binary(path: Path) -> IO[bytes]:
     """
     try:
         opener = _OPENERS.get(path.suffix)
-        return path.open("rb") if opener is None else opener(path, "rb")  # type: ignore[operator,no-any-return]
+        return path.open("rb") if opener is None else opener(path, "rb")  # type: ignore[operator]
     except OSError as error:
         raise DataError(f"cannot read {path}: {error.strerror or error}") from error
 

@@ -26,11 +26,11 @@ class ExitHeads(nn.Module):
         if embedding is not None and not tied:
             raise ValueError("untied exit heads cannot share the embedding's weight; tie the heads or untie it")
         self.tied = tied
-        self.classifiers = nn.ModuleList(nn.Linear(dim, vocab_size, bias=False) for _ in range(1 if tied else blocks))
-        for classifier in self.classifiers:
-            nn.init.normal_(classifier.weight, std=dim**-0.5)
         if embedding is not None:
-            self.classifiers[0].weight = embedding.weight
+            weights = [embedding.weight]
+        else:
+            weights = [nn.Parameter(torch.randn(vocab_size, dim) * dim**-0.5) for _ in range(1 if tied else blocks)]
+        self.weights = nn.ParameterList(weights)
 
     def forward(self, exit_state: Tensor, block: int) -> Tensor:
         """Classifies the exit states (..., D) of a block, numbered from 1, into logits (..., vocab)."""
@@ -38,7 +38,7 @@ class ExitHeads(nn.Module):
 
     def weight(self, block: int) -> Tensor:
         """Returns the classifier of a block, (vocab, dim)."""
-        return self.classifiers[0 if self.tied else block - 1].weight
+        return self.weights[0 if self.tied else block - 1]
 
 
 class HaltingUnits(nn.Module):

@@ -10,6 +10,7 @@ import shutil
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
+from typing import cast
 
 import torch
 from safetensors import SafetensorError
@@ -77,7 +78,7 @@ def save_checkpoint(
     names = {parameter: name for name, parameter in model.named_parameters()}
     moments = {
         f"{names[parameter]}:{key}": value.cpu()
-        for parameter, state in optimizer.state.items()
+        for parameter, state in cast("dict[nn.Parameter, dict[str, Tensor]]", optimizer.state).items()
         for key, value in state.items()
     }
     random = {"torch": torch.get_rng_state()}

@@ -72,7 +72,7 @@ def classify_and_score(states: Tensor, weight: Tensor, labels: Tensor, smoothing
     Returns:
         The smoothed loss, and the plain negative log-likelihood (without gradient): means per token, in nats.
     """
-    return _ClassifyAndScore.apply(states, weight, labels, smoothing)  # type: ignore[no-untyped-call,no-any-return]
+    return _ClassifyAndScore.apply(states, weight, labels, smoothing)
 
 
 class _ClassifyAndScore(torch.autograd.Function):

@@ -85,8 +85,8 @@ def test_tied_heads_are_one_classifier_and_untied_ones_are_not() -> None:
     assert torch.equal(tied(state, 1), tied(state, BLOCKS))
     assert not torch.equal(untied(state, 1), untied(state, BLOCKS))
     for block in range(1, BLOCKS + 1):
-        assert greatest_difference(untied(state, block), state @ untied.classifiers[block - 1].weight.T) < TOLERANCE
-        assert untied.weight(block) is untied.classifiers[block - 1].weight
+        assert greatest_difference(untied(state, block), state @ untied.weights[block - 1].T) < TOLERANCE
+        assert untied.weight(block) is untied.weights[block - 1]
 
 
 def test_a_head_tied_to_the_embedding_has_its_weight_and_its_gradient() -> None:

@@ -162,7 +162,7 @@ def count(model: Seq2Seq) -> int:
 def test_tied_tables_are_one_parameter() -> None:
     tied = small_model(halting="none")
     assert tied.encoder.embedding is tied.decoder.embedding
-    assert tied.decoder.exit_heads.classifiers[0].weight is tied.decoder.embedding.table.weight
+    assert tied.decoder.exit_heads.weight(1) is tied.decoder.embedding.table.weight
     table = VOCAB_SIZE * DIM
     assert count(small_model(halting="none", tied_embeddings=False)) == count(tied) + 2 * table
     assert count(small_model(halting="none", head="untied")) == count(tied) + BLOCKS * table
