@@ -84,14 +84,11 @@ def _check_replaceable(target: Path, marker: str | None) -> None:
     if not target.exists():
         return
     if not target.is_dir():
-        raise FileExistsError(
-            errno.EEXIST, f"{target} is a file, expected a folder or nothing: choose another name"
-        )
+        raise FileExistsError(errno.EEXIST, f"{target} is a file, expected a folder or nothing: choose another name")
     if marker is not None and not (target / marker).is_file() and any(target.iterdir()):
         raise FileExistsError(
             errno.EEXIST,
-            f"{target} exists and holds no {marker}, so it is not replaced: "
-            "choose another name, or empty it",
+            f"{target} exists and holds no {marker}, so it is not replaced: choose another name, or empty it",
         )
 
 

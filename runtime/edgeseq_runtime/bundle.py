@@ -64,9 +64,7 @@ def load_bundle(path: str | Path) -> Bundle:
     """
     folder = Path(path)
     if not folder.is_dir():
-        raise BundleError(
-            f"bundle {str(path)!r} is not a folder: expected what `edgeseq export` wrote"
-        )
+        raise BundleError(f"bundle {str(path)!r} is not a folder: expected what `edgeseq export` wrote")
     data = _read_manifest(folder)
     manifest = Manifest.from_bytes(data, str(folder / MANIFEST_FILE))
     for entry in manifest.entries:
@@ -113,9 +111,7 @@ def describe_file(folder: Path, file: str, role: FileRole) -> FileEntry:
 def _read_manifest(folder: Path) -> bytes:
     size = _regular_file_size(folder, MANIFEST_FILE)
     if size > MAX_MANIFEST_BYTES:
-        raise BundleError(
-            f"{folder / MANIFEST_FILE} has {size} bytes, expected at most {MAX_MANIFEST_BYTES}"
-        )
+        raise BundleError(f"{folder / MANIFEST_FILE} has {size} bytes, expected at most {MAX_MANIFEST_BYTES}")
     return (folder / MANIFEST_FILE).read_bytes()
 
 
@@ -125,14 +121,10 @@ def _regular_file_size(folder: Path, file: str) -> int:
     try:
         status = path.lstat()
     except OSError as error:
-        raise BundleError(
-            f"bundle {str(folder)!r} lacks {file}: {error.strerror}; export or copy it again"
-        ) from error
+        raise BundleError(f"bundle {str(folder)!r} lacks {file}: {error.strerror}; export or copy it again") from error
     if not stat.S_ISREG(status.st_mode):
         kind = "a symbolic link" if stat.S_ISLNK(status.st_mode) else "not a regular file"
-        raise BundleError(
-            f"{path} is {kind}: expected a regular file inside the bundle; copy its content there"
-        )
+        raise BundleError(f"{path} is {kind}: expected a regular file inside the bundle; copy its content there")
     if status.st_nlink > 1:
         raise BundleError(
             f"{path} is a hard link ({status.st_nlink} names): expected a file of the bundle's "
@@ -167,8 +159,7 @@ def _check_signatures(manifest: Manifest, folder: Path) -> None:
     if problems:
         listed = "\n".join(f"  {problem}" for problem in problems)
         raise BundleError(
-            f"{folder / MANIFEST_FILE} lists graphs that do not fit its model "
-            f"({len(problems)} problems):\n{listed}"
+            f"{folder / MANIFEST_FILE} lists graphs that do not fit its model ({len(problems)} problems):\n{listed}"
         )
 
 
@@ -184,9 +175,7 @@ def _differences(entry: GraphEntry, signature: GraphSignature) -> list[str]:
         ("outputs", entry.outputs, signature.outputs),
     ):
         if found != list(wanted):
-            problems.append(
-                f"{entry.file}: {what} are {_list_tensors(found)}; expected {_list_tensors(wanted)}"
-            )
+            problems.append(f"{entry.file}: {what} are {_list_tensors(found)}; expected {_list_tensors(wanted)}")
     return problems
 
 
@@ -206,8 +195,7 @@ def _read_tokenizer(folder: Path, manifest: Manifest) -> Tokenizer:
         raise BundleError(str(error)) from error
     if tokenizer.vocab_size != manifest.tokenizer.pieces:
         raise BundleError(
-            f"{path} has {tokenizer.vocab_size} pieces, "
-            f"but the manifest says {manifest.tokenizer.pieces}"
+            f"{path} has {tokenizer.vocab_size} pieces, but the manifest says {manifest.tokenizer.pieces}"
         )
     return tokenizer
 
@@ -218,9 +206,7 @@ def _read_halting(folder: Path, manifest: Manifest) -> HaltingUnits | None:
         return None
     path = folder / _entry_of(manifest, "predictors").file
     if path.stat().st_size > MAX_PREDICTORS_BYTES:
-        raise BundleError(
-            f"{path} has more than {MAX_PREDICTORS_BYTES} bytes, too large for halting units"
-        )
+        raise BundleError(f"{path} has more than {MAX_PREDICTORS_BYTES} bytes, too large for halting units")
     tensors = read_safetensors(path.read_bytes(), str(path))
     shapes = {name: tensor.shape for name, tensor in tensors.items()}
     expected = {"halting.weight": (units, manifest.model.dim), "halting.bias": (units,)}

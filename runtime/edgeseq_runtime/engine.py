@@ -51,9 +51,7 @@ class Step:
 class Engine:
     """A bundle's graphs on a device. May be shared by threads: state lives in DecoderState."""
 
-    def __init__(
-        self, folder: Path, model: ModelFacts, device: str = "auto", threads: int = 1
-    ) -> None:
+    def __init__(self, folder: Path, model: ModelFacts, device: str = "auto", threads: int = 1) -> None:
         """Create the sessions.
 
         Args:
@@ -160,9 +158,7 @@ class Engine:
         if depths is not None and not ((depths >= 1) & (depths <= self._depth)).all():
             raise InputError(f"depths are {depths.tolist()}, expected 1 to {self._depth}")
 
-    def _encode_by_length(
-        self, sources: Sequence[Sequence[int]], lengths: IntArray, padded: IntArray
-    ) -> FloatArray:
+    def _encode_by_length(self, sources: Sequence[Sequence[int]], lengths: IntArray, padded: IntArray) -> FloatArray:
         """Run the encoder on sentences of one padded length at a time.
 
         No work is wasted on padding, and no sentence meets a padding that depends on its mates.
@@ -180,9 +176,7 @@ class Engine:
                 memory[rows, :length] = self._run_encoder(chunk, lengths[rows], length)
         return memory
 
-    def _run_encoder(
-        self, sources: Sequence[Sequence[int]], lengths: IntArray, padded: int
-    ) -> FloatArray:
+    def _run_encoder(self, sources: Sequence[Sequence[int]], lengths: IntArray, padded: int) -> FloatArray:
         source = np.full((len(sources), padded), PAD_ID, dtype=np.int64)
         for row, ids in enumerate(sources):
             source[row, : len(ids)] = ids
@@ -264,9 +258,7 @@ class Engine:
         past.filled[slice(None) if active is None else active] = position + 1
         return next_x, exit_state
 
-    def _enter(
-        self, state: DecoderState, block: int, active: IntArray | None
-    ) -> tuple[FloatArray, FloatArray]:
+    def _enter(self, state: DecoderState, block: int, active: IntArray | None) -> tuple[FloatArray, FloatArray]:
         """Compute source keys and values of the active rows that enter a block a first time.
 
         Once half of a batch has entered, the rest comes along: most of it will enter too, and one

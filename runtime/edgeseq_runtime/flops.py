@@ -43,9 +43,7 @@ class DecoderFlops:
         return DecoderFlops(*(a + b for a, b in zip(astuple(self), astuple(other), strict=True)))
 
 
-def decoder_flops(
-    model: ModelFacts, source_pieces: int, depths: Sequence[int], *, halting: bool
-) -> DecoderFlops:
+def decoder_flops(model: ModelFacts, source_pieces: int, depths: Sequence[int], *, halting: bool) -> DecoderFlops:
     """Count the decoder's FLOPs of one sentence.
 
     Per visit of block n: ``column + taps + 2 K_n d + 2 d^2`` for the convolution, where
@@ -103,8 +101,7 @@ def backfilled_columns(kernel_sizes: Sequence[int], depths: Sequence[int]) -> li
         previous = [-1, *visited[:-1]]
         counts.append(
             sum(
-                min(position - before - 1, kernel_size - 1)
-                for position, before in zip(visited, previous, strict=False)
+                min(position - before - 1, kernel_size - 1) for position, before in zip(visited, previous, strict=False)
             )
         )
     return counts

@@ -103,13 +103,9 @@ class ModelFacts(_Record):
     def _check_divisions(self) -> Self:
         for name in ("heads", "convolution_heads"):
             if self.dim % getattr(self, name):
-                raise ValueError(
-                    f"dim {self.dim} is not a multiple of {name} {getattr(self, name)}"
-                )
+                raise ValueError(f"dim {self.dim} is not a multiple of {name} {getattr(self, name)}")
         if self.halting != "none" and self.decoder_blocks == 1:
-            raise ValueError(
-                f"halting is {self.halting!r}, but one decoder block leaves nothing to decide"
-            )
+            raise ValueError(f"halting is {self.halting!r}, but one decoder block leaves nothing to decide")
         return self
 
 
@@ -273,9 +269,7 @@ class Manifest(_Record):
         roles = Counter(entry.role for entry in self.files)
         expected = Counter(["tokenizer"] + ["predictors"] * (self.model.halting != "none"))
         if roles != expected:
-            raise ValueError(
-                f"files have the roles {sorted(roles.elements())}, expected {sorted(expected)}"
-            )
+            raise ValueError(f"files have the roles {sorted(roles.elements())}, expected {sorted(expected)}")
         return self
 
     @property
@@ -308,9 +302,7 @@ class Manifest(_Record):
                 f"{problem['msg'].removeprefix('Value error, ')}"
                 for problem in error.errors(include_url=False)
             ]
-            raise BundleError(
-                f"{name} is not valid ({len(problems)} problems):\n" + "\n".join(problems)
-            ) from error
+            raise BundleError(f"{name} is not valid ({len(problems)} problems):\n" + "\n".join(problems)) from error
 
 
 def _refuse_repeats(what: str, names: list[str]) -> None:
@@ -327,9 +319,7 @@ def _check_version(data: bytes, name: str) -> None:
         raise BundleError(f"{name} is not JSON: {error}") from error
     found = content.get("format") if isinstance(content, dict) else None
     if found != FORMAT:
-        raise BundleError(
-            f"{name} is not the manifest of a bundle: format is {found!r}, expected {FORMAT!r}"
-        )
+        raise BundleError(f"{name} is not the manifest of a bundle: format is {found!r}, expected {FORMAT!r}")
     version = content.get("format_version")
     if type(version) is not int or version != FORMAT_VERSION:
         raise BundleError(

@@ -159,9 +159,7 @@ def available_policies(manifest: Manifest) -> list[str]:
     return names
 
 
-def _operating_point(
-    text: str | int, name: str, manifest: Manifest, halting: HaltingUnits | None
-) -> DepthPolicy:
+def _operating_point(text: str | int, name: str, manifest: Manifest, halting: HaltingUnits | None) -> DepthPolicy:
     for point in manifest.operating_points:
         if point.name == name:
             return parse_policy(point.policy, manifest, halting)

@@ -67,9 +67,7 @@ def _read_places(header: bytes, name: str) -> list[_Place]:
     except (ValueError, RecursionError) as error:
         raise BundleError(f"{name} has a header that is not valid JSON: {error}") from error
     if not isinstance(content, dict):
-        raise BundleError(
-            f"{name} has a header of type {type(content).__name__}, expected an object"
-        )
+        raise BundleError(f"{name} has a header of type {type(content).__name__}, expected an object")
     entries = {key: value for key, value in content.items() if key != "__metadata__"}
     return sorted(
         (_read_place(key, entry, name) for key, entry in entries.items()),
@@ -87,17 +85,13 @@ def _refuse_repeats(pairs: list[tuple[str, object]]) -> dict[str, object]:
 def _read_place(tensor: str, entry: object, name: str) -> _Place:
     where = f"{name}, tensor {tensor!r}"
     if not isinstance(entry, Mapping) or set(entry) != {"dtype", "shape", "data_offsets"}:
-        raise BundleError(
-            f"{where}: expected an object with dtype, shape and data_offsets, got {entry!r:.200}"
-        )
+        raise BundleError(f"{where}: expected an object with dtype, shape and data_offsets, got {entry!r:.200}")
     if entry["dtype"] != "F32":
         raise BundleError(f"{where}: dtype is {entry['dtype']!r:.50}, expected 'F32'")
     shape = _natural_numbers(entry["shape"], f"{where}: shape")
     offsets = _natural_numbers(entry["data_offsets"], f"{where}: data_offsets")
     if len(offsets) != 2 or offsets[1] - offsets[0] != math.prod(shape) * _FLOAT32_BYTES:
-        raise BundleError(
-            f"{where}: data_offsets {list(offsets)} do not fit the shape {list(shape)} of float32"
-        )
+        raise BundleError(f"{where}: data_offsets {list(offsets)} do not fit the shape {list(shape)} of float32")
     return _Place(tensor, shape, *offsets)
 
 
@@ -123,6 +117,4 @@ def _check_cover(places: list[_Place], body_bytes: int, name: str) -> None:
             )
         position = place.end
     if position != body_bytes:
-        raise BundleError(
-            f"{name} holds {body_bytes} bytes of tensors, but its header describes {position}"
-        )
+        raise BundleError(f"{name} holds {body_bytes} bytes of tensors, but its header describes {position}")

@@ -101,9 +101,7 @@ def greedy(
             tokens[sentence].append(token)
             depths[sentence].append(depth)
         if step.log_probabilities is not None:
-            for sentence, value in zip(
-                step.sentences.tolist(), step.log_probabilities.tolist(), strict=True
-            ):
+            for sentence, value in zip(step.sentences.tolist(), step.log_probabilities.tolist(), strict=True):
                 sums[sentence] += value
     return [
         Hypothesis(ids, used, total / len(ids) if want_scores else None)

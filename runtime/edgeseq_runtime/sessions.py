@@ -64,9 +64,7 @@ def onnxruntime_version() -> str:
 class Graph:
     """One graph, ready to run. May be run by several threads at once."""
 
-    def __init__(
-        self, folder: Path, signature: GraphSignature, provider: str, threads: int
-    ) -> None:
+    def __init__(self, folder: Path, signature: GraphSignature, provider: str, threads: int) -> None:
         """Create the session and compare its inputs and outputs with ``signature``.
 
         Args:
@@ -107,9 +105,7 @@ class Graph:
             outputs: list[FloatArray] = self._session.run(self._outputs, feed)
         except Exception as error:  # onnxruntime's exceptions have no common root but Exception
             shapes = {name: array.shape for name, array in feed.items()}
-            raise DeviceError(
-                f"{self._file} failed on {self._provider} with inputs {shapes}: {error}"
-            ) from error
+            raise DeviceError(f"{self._file} failed on {self._provider} with inputs {shapes}: {error}") from error
         return outputs
 
 
@@ -118,8 +114,7 @@ def _import_onnxruntime() -> ModuleType:
         import onnxruntime  # noqa: PLC0415  (0.3 s and 40 MB: only when a session is wanted)
     except ImportError as error:
         raise DeviceError(
-            f"onnxruntime cannot be imported ({error}): install edgeseq[cpu], or edgeseq[cuda] for "
-            "an NVIDIA GPU"
+            f"onnxruntime cannot be imported ({error}): install edgeseq[cpu], or edgeseq[cuda] for an NVIDIA GPU"
         ) from error
     module: ModuleType = onnxruntime
     return module
@@ -151,9 +146,7 @@ def _create_session(path: Path, provider: str, threads: int) -> Any:
     try:
         return onnxruntime.InferenceSession(str(path), options, providers=[provider])
     except Exception as error:  # onnxruntime's exceptions have no common root but Exception
-        raise BundleError(
-            f"{path} cannot be loaded by onnxruntime {onnxruntime.__version__}: {error}"
-        ) from error
+        raise BundleError(f"{path} cannot be loaded by onnxruntime {onnxruntime.__version__}: {error}") from error
 
 
 def _check_tensors(
@@ -174,8 +167,7 @@ def _check_tensors(
         all_found = ", ".join(f"{tensor.name} {tensor.type}{tensor.shape}" for tensor in found)
         all_expected = ", ".join(f"{spec.name} {spec.dtype}{spec.shape}" for spec in expected)
         raise BundleError(
-            f"{file} is not the graph the manifest declares: its {what} are {all_found}; "
-            f"expected {all_expected}"
+            f"{file} is not the graph the manifest declares: its {what} are {all_found}; expected {all_expected}"
         )
 
 

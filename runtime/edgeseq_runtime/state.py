@@ -61,9 +61,7 @@ class Window:
         # Positions before the start are zeros and were never written: only the others are copied.
         live = min(position, self._reach)
         newest = slice(position - live - self._first, position - self._first)
-        history[:, self._reach - live :] = self._array[
-            slice(None) if rows is None else rows, newest
-        ]
+        history[:, self._reach - live :] = self._array[slice(None) if rows is None else rows, newest]
         return history
 
     def write(self, rows: IntArray | None, position: int, vectors: FloatArray) -> None:
@@ -193,9 +191,7 @@ class Exits:
             np.zeros(rows, dtype=np.int64),
         )
 
-    def leave(
-        self, block: int, rows: IntArray, exit_states: FloatArray, last_states: FloatArray
-    ) -> None:
+    def leave(self, block: int, rows: IntArray, exit_states: FloatArray, last_states: FloatArray) -> None:
         """Record that ``rows`` stopped after ``block``; their states are (rows, d)."""
         self.exit_states[rows] = exit_states
         self.last_states[rows] = last_states

@@ -184,13 +184,10 @@ class Translator:
         lines = [text] if isinstance(text, str) else text
         if not isinstance(lines, list):
             raise InputError(
-                f"expected a str or a list of str, got {type(text).__name__}: "
-                "for other iterables use translate_iter"
+                f"expected a str or a list of str, got {type(text).__name__}: for other iterables use translate_iter"
             )
         results = list(
-            self.translate_iter(
-                lines, batch_size=batch_size, depth=depth, max_length=max_length, scores=scores
-            )
+            self.translate_iter(lines, batch_size=batch_size, depth=depth, max_length=max_length, scores=scores)
         )
         return results[0] if isinstance(text, str) else results
 
@@ -210,15 +207,11 @@ class Translator:
         :meth:`translate`; settings are checked at once, lines when they are reached.
         """
         if isinstance(lines, str):
-            raise InputError(
-                f"expected an iterable of lines, got the str {lines[:_SHOWN_CHARACTERS]!r}"
-            )
+            raise InputError(f"expected an iterable of lines, got the str {lines[:_SHOWN_CHARACTERS]!r}")
         options = self._options(batch_size, depth, max_length, scores=scores)
         return self._translate_windows(iter(lines), options)
 
-    def stream(
-        self, text: str, *, depth: str | int | None = None, max_length: int | None = None
-    ) -> Iterator[str]:
+    def stream(self, text: str, *, depth: str | int | None = None, max_length: int | None = None) -> Iterator[str]:
         """Translate one text, giving pieces of it as they are produced.
 
         Concatenated, the pieces equal ``translate(text).text``. Arguments are those of
@@ -235,9 +228,7 @@ class Translator:
     def _resolve(self, depth: str | int | None) -> DepthPolicy:
         return self._policy if depth is None else self._bundle.policy(depth)
 
-    def _options(
-        self, batch_size: int, depth: str | int | None, max_length: int | None, *, scores: bool
-    ) -> _Options:
+    def _options(self, batch_size: int, depth: str | int | None, max_length: int | None, *, scores: bool) -> _Options:
         for name, value in (("batch_size", batch_size), ("max_length", max_length)):
             if value is not None and value < 1:
                 raise InputError(f"{name} is {value}, expected at least 1")
@@ -263,9 +254,7 @@ class Translator:
         while window := list(itertools.islice(lines, window_size)):
             yield from self._translate_window([self._source_ids(line) for line in window], options)
 
-    def _translate_window(
-        self, sources: list[list[int]], options: _Options
-    ) -> Iterator[Translation]:
+    def _translate_window(self, sources: list[list[int]], options: _Options) -> Iterator[Translation]:
         """Decode in batches of similar length, and give results in the order of the lines."""
         results: dict[int, Translation] = {}
         for batch in _batches([len(source) for source in sources], options.batch_size):
@@ -311,9 +300,7 @@ class Translator:
 
 def _batches(lengths: list[int], batch_size: int) -> Iterator[list[int]]:
     """Group indices of non-empty sources by length, into batches bounded in rows and positions."""
-    order = sorted(
-        (index for index, length in enumerate(lengths) if length), key=lengths.__getitem__
-    )
+    order = sorted((index for index, length in enumerate(lengths) if length), key=lengths.__getitem__)
     batch: list[int] = []
     for index in order:
         padded = -(-lengths[index] // SOURCE_MULTIPLE) * SOURCE_MULTIPLE

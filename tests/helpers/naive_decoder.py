@@ -3,7 +3,7 @@
 Runs a bundle's graphs through onnxruntime directly and shares no code with the engine.
 """
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -23,15 +23,11 @@ class NaiveDecoder:
         options.intra_op_num_threads = 1
         self._model = model
         self._sessions = {
-            path.stem: onnxruntime.InferenceSession(
-                path, options, providers=["CPUExecutionProvider"]
-            )
+            path.stem: onnxruntime.InferenceSession(path, options, providers=["CPUExecutionProvider"])
             for path in folder.glob("*.onnx")
         }
 
-    def logits(
-        self, source: Sequence[int], tokens: Sequence[int], depths: Sequence[int]
-    ) -> list[Array]:
+    def logits(self, source: Sequence[int], tokens: Iterable[int], depths: Iterable[int]) -> list[Array]:
         """Logits after each token.
 
         Args:

@@ -113,8 +113,9 @@ def write_tiny_bundle(
         }
         (path / "predictors.safetensors").write_bytes(safetensors_bytes(tensors))
         files.append(describe_file(path, "predictors.safetensors", "predictors"))
-    points = [
-        OperatingPoint(
+    points = []
+    if operating_point is not None:
+        point = OperatingPoint(
             name="default",
             policy=operating_point,
             bleu=1.0,
@@ -123,8 +124,7 @@ def write_tiny_bundle(
             sentences=8,
             full_depth_bleu=1.5,
         )
-        for _ in range(operating_point is not None)
-    ]
+        points.append(point)
     manifest = Manifest(
         edgeseq_version=__version__,
         created="2026-01-01",

@@ -6,6 +6,7 @@ take one position a call (p = 1), which is all that decoding uses.
 """
 
 from collections.abc import Sequence
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -42,7 +43,7 @@ class GraphWriter:
         self._nodes: list[onnx.NodeProto] = []
         self._constants: dict[str, onnx.TensorProto] = {}
 
-    def add(self, op: str, *inputs: str, output: str | None = None, **attributes: object) -> str:
+    def add(self, op: str, *inputs: str, output: str | None = None, **attributes: Any) -> str:
         name = output or f"value_{len(self._nodes)}"
         self._nodes.append(helper.make_node(op, inputs, [name], **attributes))
         return name
@@ -65,15 +66,10 @@ class GraphWriter:
 
     def model(self, signature: GraphSignature) -> onnx.ModelProto:
         inputs, outputs = (
-            [
-                helper.make_tensor_value_info(spec.name, _ELEMENT[spec.dtype], spec.shape)
-                for spec in specs
-            ]
+            [helper.make_tensor_value_info(spec.name, _ELEMENT[spec.dtype], spec.shape) for spec in specs]
             for specs in (signature.inputs, signature.outputs)
         )
-        graph = helper.make_graph(
-            self._nodes, signature.role, inputs, outputs, list(self._constants.values())
-        )
+        graph = helper.make_graph(self._nodes, signature.role, inputs, outputs, list(self._constants.values()))
         opset = helper.make_opsetid("", 20)
         return helper.make_model(graph, opset_imports=[opset], ir_version=10)
 
@@ -95,13 +91,12 @@ def write_graph(model: ModelFacts, signature: GraphSignature, weights: Weights) 
             _in_projection(writer, model, block, "states", output="columns")
         case "head":
             _head(writer, model, block)
-    return writer.model(signature).SerializeToString(deterministic=True)
+    data: bytes = writer.model(signature).SerializeToString(deterministic=True)
+    return data
 
 
 def _encoder(writer: GraphWriter, model: ModelFacts) -> None:
-    table = writer.constant(
-        "embedding", writer.weights.array("embedding", model.vocab_size, model.dim, scale=1.0)
-    )
+    table = writer.constant("embedding", writer.weights.array("embedding", model.vocab_size, model.dim, scale=1.0))
     x = writer.add("Gather", table, "source")
     inner = writer.add("Relu", writer.linear(x, "encoder_in", model.dim, 2 * model.dim))
     outer = writer.linear(inner, "encoder_out", 2 * model.dim, model.dim)
@@ -113,12 +108,8 @@ def _encoder(writer: GraphWriter, model: ModelFacts) -> None:
 
 def _embed(writer: GraphWriter, model: ModelFacts) -> None:
     weights = writer.weights
-    table = writer.constant(
-        "embedding", weights.array("embedding", model.vocab_size, model.dim, scale=1.0)
-    )
-    places = writer.constant(
-        "positions", weights.array("positions", MAX_POSITIONS, model.dim, scale=0.5)
-    )
+    table = writer.constant("embedding", weights.array("embedding", model.vocab_size, model.dim, scale=1.0))
+    places = writer.constant("positions", weights.array("positions", MAX_POSITIONS, model.dim, scale=0.5))
     x = writer.add("Gather", table, "tokens")
     writer.add("Add", x, writer.add("Gather", places, "position"), output="x")
 
@@ -132,9 +123,7 @@ def _cross(writer: GraphWriter, model: ModelFacts, block: int) -> None:
         writer.add("Transpose", heads, perm=order, output=f"cross_{name}")
 
 
-def _in_projection(
-    writer: GraphWriter, model: ModelFacts, block: int, x: str, output: str | None = None
-) -> str:
+def _in_projection(writer: GraphWriter, model: ModelFacts, block: int, x: str, output: str | None = None) -> str:
     """The block's own norm (pre-norm models) and input projection, gated if the model is."""
     if model.norm == "pre":
         x = writer.norm(x, f"in_norm_{block}", model.dim)

@@ -176,9 +176,7 @@ def test_tokenizer_of_another_size_is_refused(bundle: Path) -> None:
         (np.zeros((3, 16)), np.full(3, np.inf), "holds weights that are not finite"),
     ],
 )
-def test_wrong_halting_weights_are_refused(
-    bundle: Path, weight: np.ndarray, bias: np.ndarray, message: str
-) -> None:
+def test_wrong_halting_weights_are_refused(bundle: Path, weight: np.ndarray, bias: np.ndarray, message: str) -> None:
     data = safetensors_bytes({"halting.weight": weight, "halting.bias": bias})
     replace_file(bundle, "predictors.safetensors", data)
     assert message in refusal(bundle)

@@ -158,9 +158,7 @@ def break_bias(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 @pytest.mark.parametrize("damage", [break_copied_state, break_backfill, break_reach])
-def test_control_broken_backfill_is_seen(
-    plain: Case, damage: Break, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_control_broken_backfill_is_seen(plain: Case, damage: Break, monkeypatch: pytest.MonkeyPatch) -> None:
     naive = NaiveDecoder(plain.folder, plain.facts)
     expected = np.stack(naive.logits(plain.sources[0], plain.tokens[:, 0], plain.depths[:, 0]))
     damage(monkeypatch)
@@ -194,9 +192,7 @@ def test_rows_can_be_dropped_repeated_and_reordered(case: Case) -> None:
             used.append(int(depth))
     naive = NaiveDecoder(case.folder, case.facts)
     for row, (source, fed, used) in enumerate(pasts[:3]):
-        np.testing.assert_array_equal(
-            logits[row], naive.logits(case.sources[source], fed, used)[-1]
-        )
+        np.testing.assert_array_equal(logits[row], naive.logits(case.sources[source], fed, used)[-1])
 
 
 def test_skipped_blocks_are_not_run(plain: Case, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -220,9 +216,7 @@ def test_skipped_blocks_are_not_run(plain: Case, monkeypatch: pytest.MonkeyPatch
     ]  # fmt: skip
 
 
-def test_keys_and_values_are_computed_once_per_row(
-    plain: Case, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_keys_and_values_are_computed_once_per_row(plain: Case, monkeypatch: pytest.MonkeyPatch) -> None:
     """Rows enter block 4 one after another; when half of them has, the rest comes along."""
     run = Graph.run
     sizes: list[int] = []
@@ -261,9 +255,7 @@ def test_policy_decides_after_each_block(plain: Case) -> None:
 
 def test_halting_depths_do_not_depend_on_the_batch(plain: Case) -> None:
     generator = np.random.default_rng(7)
-    units = HaltingUnits(
-        generator.standard_normal((3, 16)).astype(np.float32), np.zeros(3, dtype=np.float32)
-    )
+    units = HaltingUnits(generator.standard_normal((3, 16)).astype(np.float32), np.zeros(3, dtype=np.float32))
     policy: DepthPolicy = Halting(units, 0.5)
     engine = plain.engine()
 

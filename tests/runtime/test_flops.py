@@ -40,9 +40,7 @@ def test_backfill_is_bounded_by_the_reach() -> None:
     assert backfilled_columns(KERNELS, [1] * 11) == [0, 0, 0, 0]
 
 
-def count_by_hand(
-    model: ModelFacts, source: int, depths: list[int], *, halting: bool
-) -> DecoderFlops:
+def count_by_hand(model: ModelFacts, source: int, depths: list[int], *, halting: bool) -> DecoderFlops:
     """Walk through a decode and add up each matrix product as 2 x rows x inner x columns."""
     d, f, heads = model.dim, model.feed_forward_dim, model.convolution_heads
     column = 2 * d * (2 * d if model.glu else d)

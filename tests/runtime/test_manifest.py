@@ -98,7 +98,7 @@ def test_names_that_could_leave_the_folder_are_refused(data: bytes, name: str) -
 
 
 def set_value(*path: str | int, value: object) -> Change:
-    def change(content: Any) -> None:  # noqa: ANN401
+    def change(content: Any) -> None:
         for key in path[:-1]:
             content = content[key]
         content[path[-1]] = value

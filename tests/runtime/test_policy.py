@@ -1,34 +1,27 @@
 """Depth policies: what users may write, and the arithmetic of stopping."""
 
 import math
+from pathlib import Path
 
 import numpy as np
 import pytest
 
+from edgeseq_runtime.bundle import load_bundle
 from edgeseq_runtime.errors import PolicyError
 from edgeseq_runtime.manifest import Manifest
 from edgeseq_runtime.policy import FixedDepth, Halting, HaltingUnits, available_policies, parse_policy
 
 
 @pytest.fixture(scope="module")
-def manifest() -> Manifest:
-    """A manifest as far as policies look at it."""
-    from edgeseq_runtime.manifest import OperatingPoint
-    from tiny_bundle import tiny_facts
-
+def manifest(tiny_bundle: Path) -> Manifest:
+    """Four blocks, and two operating points."""
+    loaded = load_bundle(tiny_bundle).manifest
+    (point,) = loaded.operating_points
     points = [
-        OperatingPoint(
-            name=name,
-            policy=policy,
-            bleu=30,
-            chrf=50,
-            average_depth=3,
-            sentences=10,
-            full_depth_bleu=30,
-        )
+        point.model_copy(update={"name": name, "policy": policy})
         for name, policy in (("default", "halting:0.45"), ("fast", "2"))
     ]
-    return Manifest.model_construct(model=tiny_facts(), operating_points=points)
+    return loaded.model_copy(update={"operating_points": points})
 
 
 @pytest.fixture(scope="module")
@@ -44,9 +37,7 @@ def units() -> HaltingUnits:
     ("text", "name", "depth"),
     [("full", "full", 4), ("1", "1", 1), (3, "3", 3), (" 4 ", "4", 4), ("adaptive:fast", "2", 2)],
 )
-def test_fixed_depths(
-    manifest: Manifest, units: HaltingUnits, text: str | int, name: str, depth: int
-) -> None:
+def test_fixed_depths(manifest: Manifest, units: HaltingUnits, text: str | int, name: str, depth: int) -> None:
     assert parse_policy(text, manifest, units) == FixedDepth(depth, name)
 
 
@@ -62,8 +53,7 @@ def test_halting(manifest: Manifest, units: HaltingUnits, text: str, threshold: 
 
 
 LISTED = (
-    "This bundle has: full; 1 to 4; halting:TAU with TAU from 0 to 1; adaptive (= halting:0.45); "
-    "adaptive:fast (= 2)"
+    "This bundle has: full; 1 to 4; halting:TAU with TAU from 0 to 1; adaptive (= halting:0.45); adaptive:fast (= 2)"
 )
 
 
@@ -97,7 +87,7 @@ def test_refusals_list_what_the_bundle_has(
 
 def test_bundle_without_halting_units_says_so(manifest: Manifest) -> None:
     model = manifest.model.model_copy(update={"halting": "none"})
-    bare = Manifest.model_construct(model=model, operating_points=[])
+    bare = manifest.model_copy(update={"model": model, "operating_points": []})
     assert available_policies(bare) == ["full", "1 to 4"]
     with pytest.raises(PolicyError, match="needs halting units, which this bundle lacks"):
         parse_policy("halting:0.5", bare, None)
@@ -150,9 +140,7 @@ def logits_of_subsets(units: HaltingUnits, states: np.ndarray) -> bool:
 
 def test_logits_do_not_depend_on_batch_mates() -> None:
     generator = np.random.default_rng(4)
-    units = HaltingUnits(
-        generator.standard_normal((3, 200)).astype(np.float32), np.zeros(3, dtype=np.float32)
-    )
+    units = HaltingUnits(generator.standard_normal((3, 200)).astype(np.float32), np.zeros(3, dtype=np.float32))
     states = generator.standard_normal((128, 200)).astype(np.float32)
     assert logits_of_subsets(units, states)
 
@@ -166,7 +154,5 @@ def test_control_a_sum_over_the_batch_is_seen() -> None:
             return super().logits(block, exit_states / scale) * scale
 
     generator = np.random.default_rng(4)
-    units = Mixing(
-        generator.standard_normal((3, 200)).astype(np.float32), np.zeros(3, dtype=np.float32)
-    )
+    units = Mixing(generator.standard_normal((3, 200)).astype(np.float32), np.zeros(3, dtype=np.float32))
     assert not logits_of_subsets(units, generator.standard_normal((128, 200)).astype(np.float32))

@@ -96,12 +96,8 @@ HEAD = next(s for s in expected_signatures(tiny_facts()) if s.role == "head")
 def write_head(
     folder: Path,
     *,
-    inputs: Sequence[tuple[str, int, list[int | str | None]]] = (
-        ("exit_state", TensorProto.FLOAT, ["any", 16]),
-    ),
-    outputs: Sequence[tuple[str, int, list[int | str | None]]] = (
-        ("logits", TensorProto.FLOAT, ["name", 60]),
-    ),
+    inputs: Sequence[tuple[str, int, list[int | str | None]]] = (("exit_state", TensorProto.FLOAT, ["any", 16]),),
+    outputs: Sequence[tuple[str, int, list[int | str | None]]] = (("logits", TensorProto.FLOAT, ["name", 60]),),
 ) -> Path:
     """A head graph (dim 16, vocabulary 60) whose declarations can be changed."""
     weight = helper.make_tensor("w", TensorProto.FLOAT, [16, 60], np.ones(960).tolist())
@@ -167,10 +163,8 @@ def test_file_that_is_no_graph_is_refused(tmp_path: Path) -> None:
         Graph(tmp_path, HEAD, CPU_PROVIDER, 1)
 
 
-def test_provider_that_does_not_start_is_an_error(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """onnxruntime itself would go on with the CPU."""
+def test_provider_that_does_not_start_is_an_error(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The library itself would go on with the CPU."""
     session = onnxruntime.InferenceSession
 
     def fall_back(path: str, options: object, providers: list[str]) -> object:

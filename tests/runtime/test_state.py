@@ -5,7 +5,6 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from edgeseq_runtime import state as state_module
 from edgeseq_runtime.state import Exits, Window
 
 DIM = 2
@@ -34,7 +33,7 @@ def _poison(monkeypatch: pytest.MonkeyPatch) -> None:
             array.fill(np.nan)
         return array
 
-    monkeypatch.setattr(state_module.np, "empty", poisoned)
+    monkeypatch.setattr(np, "empty", poisoned)
 
 
 @pytest.mark.parametrize("reach", [1, 4, 15, 16, 17, 40])
@@ -56,11 +55,11 @@ def test_window_equals_a_dictionary(reach: int, data: st.DataObject) -> None:
         active = np.flatnonzero(generator.random(rows) < 0.7)
         fill_gaps(window, model, active, reach, position, generator)
         history = window.history(active, position)
-        for index, row in enumerate(active):
+        for index, row in enumerate(active.tolist()):
             np.testing.assert_array_equal(history[index], model.history(row, reach, position))
         vectors = generator.standard_normal((len(active), DIM)).astype(np.float32)
         window.write(active, position, vectors)
-        for row, vector in zip(active, vectors, strict=True):
+        for row, vector in zip(active.tolist(), vectors, strict=True):
             model.rows[row][position] = vector
 
 

@@ -1,0 +1,222 @@
+"""The front door: text in, translations out, whatever the batch."""
+
+import itertools
+import threading
+import warnings
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from edgeseq_runtime import Translation, Translator, TruncationWarning
+from edgeseq_runtime import translator as translator_module
+from edgeseq_runtime.errors import DeviceError, InputError, PolicyError
+from edgeseq_runtime.state import DecoderState
+from edgeseq_runtime.tokenizer import UNK_ID
+from tiny_bundle import tiny_sentences, write_tiny_bundle
+
+SENTENCES = [*tiny_sentences(44, longest=16), "", "  ", "犬 dog", *tiny_sentences(5, longest=60)]
+BLANK = Translation(text="", tokens=[], depths=[], score=None, source_pieces=0)
+
+
+def test_a_str_gives_one_translation_and_a_list_gives_a_list(translator: Translator) -> None:
+    one = translator.translate("the dog runs")
+    assert isinstance(one, Translation)
+    assert translator.translate(["the dog runs"]) == [one]
+    assert translator.translate([]) == []
+
+
+def test_fields_of_a_translation(translator: Translator) -> None:
+    results = translator.translate(SENTENCES, scores=True)
+    endings = set()
+    for text, result in zip(SENTENCES, results, strict=True):
+        assert len(result.tokens) == len(result.depths)
+        if not text.strip():
+            assert result == BLANK
+            continue
+        assert result.source_pieces == len(translator.bundle.tokenizer.encode(text)) + 1
+        assert len(result.tokens) <= 2 * (result.source_pieces - 1) + 10
+        assert result.score is not None
+        assert result.score < 0
+        endings.add(result.tokens[-1] == "</s>")
+    assert endings == {True, False}
+    assert {depth for result in results for depth in result.depths} == {1, 2, 3, 4}
+    assert translator.translate("the dog").score is None
+
+
+@pytest.mark.parametrize("depth", ["full", "2", "adaptive", "halting:0.4"])
+def test_batched_equals_single(translator: Translator, depth: str) -> None:
+    """Everything of a result, scores to the last bit."""
+    single = [translator.translate(text, depth=depth, scores=True) for text in SENTENCES]
+    for batch_size in (7, 32):
+        batched = translator.translate(SENTENCES, batch_size=batch_size, depth=depth, scores=True)
+        assert batched == single
+
+
+def test_control_visible_padding_breaks_equality(tiny_bundle: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    translator = Translator(tiny_bundle, device="cpu")
+    encode = translator._engine.encode
+
+    def careless(*arguments: object) -> DecoderState:
+        state = encode(*arguments)  # type: ignore[arg-type]
+        state.source_bias[:] = 0
+        return state
+
+    monkeypatch.setattr(translator._engine, "encode", careless)
+    single = [translator.translate(text) for text in SENTENCES]
+    assert translator.translate(SENTENCES, batch_size=32) != single
+
+
+@pytest.mark.parametrize("text", ["the dog sees the cat", "犬 the 犬", "", "a"])
+def test_streamed_pieces_join_to_the_translation(translator: Translator, text: str) -> None:
+    pieces = list(translator.stream(text))
+    assert "".join(pieces) == translator.translate(text).text
+    assert all(pieces)
+
+
+def test_stream_gives_text_before_the_end(translator: Translator) -> None:
+    """Many pieces, not one at the end."""
+    text = "the old dog sees the small cat under the big red tree"
+    assert len(list(translator.stream(text))) > 3
+
+
+def test_stream_holds_unfinished_characters_back(translator: Translator, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A character made of several byte pieces decodes to U+FFFD until its last byte is there."""
+    texts = iter(["a", "a\ufffd", "a\ufffd\ufffd", "aß", "aß"])
+    seen: dict[int, str] = {}
+
+    def decode(tokens: list[int]) -> str:
+        return seen.setdefault(len(tokens), next(texts, "aß!"))
+
+    monkeypatch.setattr(translator.bundle.tokenizer, "decode", decode)
+    assert list(translator.stream("the dog", max_length=5)) == ["a", "ß"]
+
+
+def test_iteration_is_lazy_and_ordered(translator: Translator) -> None:
+    taken = itertools.count()
+
+    def endless() -> Iterator[str]:
+        for text in itertools.cycle(SENTENCES):
+            next(taken)
+            yield text
+
+    results = list(itertools.islice(translator.translate_iter(endless(), batch_size=2), 40))
+    assert results == translator.translate(SENTENCES[:40], batch_size=2)
+    assert next(taken) == 64  # two windows of 16 batches of 2
+
+
+def test_batch_of_one_reads_nothing_ahead(translator: Translator) -> None:
+    """So that a program may answer each line before it sends the next."""
+    lines = iter(["the dog", "the cat"])
+    results = translator.translate_iter(lines, batch_size=1)
+    next(results)
+    assert next(lines) == "the cat"
+
+
+def test_batches_group_similar_lengths_within_bounds(monkeypatch: pytest.MonkeyPatch) -> None:
+    batches = list(translator_module._batches([9, 0, 2, 30, 3, 0, 8], 2))
+    assert batches == [[2, 4], [6, 0], [3]]
+    monkeypatch.setattr(translator_module, "MAX_BATCH_POSITIONS", 24)
+    assert list(translator_module._batches([9, 0, 2, 30, 3, 0, 8], 9)) == [[2, 4, 6], [0], [3]]
+
+
+def test_overlong_input_is_truncated_with_a_warning(translator: Translator, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(translator_module, "MAX_SOURCE_PIECES", 8)
+    text = "the dog the dog the dog the dog the dog the dog"
+    with pytest.warns(TruncationWarning) as caught:
+        result = translator.translate(text)
+    number = len(translator.bundle.tokenizer.encode(text))
+    assert str(caught[0].message) == (
+        f"the input starting 'the dog the dog the dog the dog the dog ' has {number} pieces; only "
+        "the first 8 are translated: split it into sentences"
+    )
+    assert result.source_pieces == 9
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        translator.translate("the dog the dog")
+
+
+def test_max_length_counts_eos(translator: Translator) -> None:
+    for text in SENTENCES[:10]:
+        whole = translator.translate(text)
+        cut = translator.translate(text, max_length=3)
+        assert cut.tokens == whole.tokens[:3]
+
+
+def test_default_depth_is_adaptive_where_there_is_one(tiny_bundle: Path, tmp_path: Path) -> None:
+    assert Translator(tiny_bundle, device="cpu").policy.name == "halting:0.5"
+    bare = write_tiny_bundle(tmp_path / "bare.bundle", operating_point=None)
+    assert Translator(bare, device="cpu").policy.name == "full"
+    assert Translator(bare, depth=2, device="cpu").policy.name == "2"
+
+
+def test_depth_of_a_call_overrides_the_translator(translator: Translator) -> None:
+    assert set(translator.translate("the dog", depth=3).depths) == {3}
+    with pytest.raises(PolicyError, match=r"'7' is not a depth of this model\. This bundle has: full"):
+        translator.translate("the dog", depth="7")
+
+
+def test_signature_names_everything_that_matters(translator: Translator) -> None:
+    parts = dict(part.split(":", 1) for part in translator.signature("halting:0.25").split("|"))
+    assert parts["bundle"] == translator.bundle.sha256[:12]
+    assert parts["provider"] == "CPUExecutionProvider"
+    assert (parts["threads"], parts["depth"], parts["beam"]) == ("1", "halting:0.25", "1")
+    assert set(parts) - {"bundle", "provider", "threads", "depth", "beam"} == {
+        "edgeseq", "onnxruntime",
+    }  # fmt: skip
+    assert "|depth:halting:0.5|" in translator.signature()
+
+
+def test_settings_out_of_range_are_refused(translator: Translator) -> None:
+    """At once, before anything is read."""
+    with pytest.raises(InputError, match="batch_size is 0, expected at least 1"):
+        translator.translate_iter([], batch_size=0)
+    with pytest.raises(InputError, match="max_length is 0, expected at least 1"):
+        translator.translate_iter([], max_length=0)
+    with pytest.raises(InputError, match="max_length is -1, expected at least 1"):
+        translator.stream("the dog", max_length=-1)
+
+
+@pytest.mark.parametrize("text", [b"the dog", None, ("the dog",)])
+def test_what_is_not_text_is_refused(translator: Translator, text: object) -> None:
+    with pytest.raises(InputError, match=r"expected a str or a list of str, got .* translate_iter"):
+        translator.translate(text)  # type: ignore[call-overload]
+
+
+def test_list_with_something_else_is_refused(translator: Translator) -> None:
+    with pytest.raises(InputError, match="expected text as str, got int: 3"):
+        translator.translate(["the dog", 3])  # type: ignore[list-item]
+
+
+def test_iterating_over_one_str_is_refused(translator: Translator) -> None:
+    """It would translate letter by letter."""
+    with pytest.raises(InputError, match="expected an iterable of lines, got the str 'the dog'"):
+        translator.translate_iter("the dog")
+
+
+def test_cuda_is_never_replaced_silently(tiny_bundle: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    import onnxruntime
+
+    monkeypatch.setattr(onnxruntime, "get_available_providers", lambda: ["CPUExecutionProvider"])
+    with pytest.raises(DeviceError, match="device 'cuda' is asked for"):
+        Translator(tiny_bundle, device="cuda")
+
+
+def test_threads_share_a_translator(translator: Translator) -> None:
+    expected = translator.translate(SENTENCES)
+    results: dict[int, list[Translation]] = {}
+
+    def work(number: int) -> None:
+        results[number] = translator.translate(SENTENCES, batch_size=5 + number)
+
+    workers = [threading.Thread(target=work, args=(number,)) for number in range(3)]
+    for worker in workers:
+        worker.start()
+    for worker in workers:
+        worker.join()
+    assert list(results.values()) == [expected] * 3
+
+
+def test_unknown_characters_are_translated_all_the_same(translator: Translator) -> None:
+    assert UNK_ID in translator.bundle.tokenizer.encode("犬")
+    assert translator.translate("犬").tokens

@@ -1,0 +1,223 @@
+"""Configuration: strict, all mistakes at once, stored and read back; and every example in the repository builds."""
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from edgeseq.config import RunConfig, load_config, load_resolved_config, parse_override, save_config
+from edgeseq.errors import ConfigError
+from edgeseq.models import build_model
+
+ROOT = Path(__file__).resolve().parents[2]
+DATA = '[data]\nsrc = "a.en"\ntgt = "sub/a.de"\nvalid_src = "v.en"\nvalid_tgt = "v.de"\n'
+
+
+def write(folder: Path, text: str) -> Path:
+    path = folder / "config.toml"
+    path.write_text(text, encoding="utf-8")
+    return path
+
+
+def message(call: Callable[[], object]) -> str:
+    with pytest.raises(ConfigError) as caught:
+        call()
+    return str(caught.value)
+
+
+def mistakes(folder: Path, text: str, overrides: dict[str, Any] | None = None) -> list[str]:
+    first, *lines = message(lambda: load_config(write(folder, text), overrides)).split("\n")
+    assert first == f"{folder / 'config.toml'} has {len(lines)} mistake(s):"
+    return [line.removeprefix("  ") for line in lines]
+
+
+# --- What is read
+
+
+def test_a_file_needs_nothing_but_its_data(tmp_path: Path) -> None:
+    config = load_config(write(tmp_path, DATA))
+    assert config.model == RunConfig(data=config.data).model
+    assert config.data.tokenizer is None
+
+
+def test_paths_start_at_the_file(tmp_path: Path) -> None:
+    config = load_config(write(tmp_path, DATA + 'tokenizer = "/elsewhere/t.model"\n'))
+    assert config.data.src == str(tmp_path / "a.en")
+    assert config.data.tgt == str(tmp_path / "sub" / "a.de")
+    assert config.data.tokenizer == "/elsewhere/t.model"
+
+
+def test_overrides_win_over_the_file_and_the_file_over_defaults(tmp_path: Path) -> None:
+    path = write(tmp_path, DATA + "[model]\ndim = 64\nattention_heads = 8\n[training]\nseed = 5\n")
+    config = load_config(path, {"model.dim": 128, "model.encoder.kernel_sizes": [5], "training.epochs": 3})
+    assert (config.model.dim, config.model.attention_heads, config.model.norm) == (128, 8, "pre")
+    assert config.model.encoder.kernel_sizes == [5]
+    assert (config.training.seed, config.training.epochs) == (5, 3)
+
+
+def test_overridden_paths_are_taken_as_they_are(tmp_path: Path) -> None:
+    assert load_config(write(tmp_path, DATA), {"data.src": "/given/a.en"}).data.src == "/given/a.en"
+
+
+@pytest.mark.parametrize(
+    ("text", "expected"),
+    [
+        ("model.dim=128", ("model.dim", 128)),
+        ("training.epochs = 0.5", ("training.epochs", 0.5)),
+        ("model.decoder.kernel_sizes=[3, 7]", ("model.decoder.kernel_sizes", [3, 7])),
+        ("model.decoder.glu=true", ("model.decoder.glu", True)),
+        ("model.norm=post", ("model.norm", "post")),
+        ('model.norm="post"', ("model.norm", "post")),
+        ("data.src=some/file=1.en", ("data.src", "some/file=1.en")),
+        ("data.description=", ("data.description", "")),
+    ],
+)
+def test_an_override_is_read_as_toml_or_else_as_text(text: str, expected: tuple[str, object]) -> None:
+    assert parse_override(text) == expected
+
+
+@pytest.mark.parametrize("text", ["model.dim", "=3", " = 3"])
+def test_an_override_without_key_or_value_is_named(text: str) -> None:
+    assert message(lambda: parse_override(text)) == (
+        f"--set {text!r} is not key=value; example: --set model.dim=128"
+    )
+
+
+def test_a_resolved_configuration_comes_back(tmp_path: Path) -> None:
+    overrides = {"training.adam_betas": [0.8, 0.9], "training.valid_depths": [1, 4], "halting.sigma": 2}
+    config = load_config(write(tmp_path, DATA), overrides)
+    (tmp_path / "config.json").write_bytes(save_config(config))
+    assert load_resolved_config(tmp_path / "config.json") == config
+    assert config.training.adam_betas == (0.8, 0.9)
+
+
+# --- What is refused
+
+
+def test_unknown_keys_are_listed_all_at_once_with_the_known_ones(tmp_path: Path) -> None:
+    text = DATA + 'tokeniser = "x"\n[model]\nwidth = 3\n[model.decoder]\nkernel_sizes = [3, 3]\nkernels = 1\n[trainer]\n'
+    lines = mistakes(tmp_path, text)
+    assert [line.partition(": ")[0] for line in lines] == [
+        "data.tokeniser",
+        "model.decoder.kernels",
+        "model.width",
+        "trainer",
+    ]
+    assert lines[0].startswith("data.tokeniser: unknown key; known here: src, tgt, valid_src, valid_tgt, tokenizer, ")
+    assert lines[1] == (
+        "model.decoder.kernels: unknown key; known here: kernel_sizes, convolution, convolution_heads, "
+        "feed_forward_dim, glu"
+    )
+    assert lines[3] == "trainer: unknown key; known here: data, model, training, halting"
+
+
+def test_mistakes_of_all_kinds_are_listed_together(tmp_path: Path) -> None:
+    text = DATA.replace('tgt = "sub/a.de"\n', "") + '[model]\nnorm = "middle"\ndropout = 1\n[training]\nseed = "one"\n'
+    lines = mistakes(tmp_path, text, {"training.epochs": 0, "model.colour": "red"})
+    assert len(lines) == 6
+    assert "data.tgt: Field required" in lines
+    assert "model.norm: Input should be 'pre' or 'post', got 'middle'" in lines
+    assert "model.dropout: Input should be less than 1, got 1" in lines
+    assert "training.seed: Input should be a valid integer, got 'one'" in lines
+    assert "training.epochs: Input should be greater than 0, got 0" in lines
+    assert any(line.startswith("model.colour: unknown key; known here: dim, ") for line in lines)
+
+
+@pytest.mark.parametrize("value", ["128", True, 1.5])
+def test_types_are_not_guessed(tmp_path: Path, value: object) -> None:
+    (line,) = mistakes(tmp_path, DATA, {"model.dim": value})
+    assert line.startswith("model.dim: Input should be a valid integer")
+
+
+@pytest.mark.parametrize(
+    ("overrides", "expected"),
+    [
+        ({"model.attention_heads": 3}, "dim = 256 is not a multiple of attention_heads = 3"),
+        (
+            {"model.encoder.convolution_heads": 5, "model.encoder.kernel_sizes": [3]},
+            "dim = 256 is not a multiple of encoder.convolution_heads = 5",
+        ),
+        (
+            {"model.decoder.convolution_heads": 5, "model.decoder.kernel_sizes": [3, 3]},
+            "dim = 256 is not a multiple of decoder.convolution_heads = 5",
+        ),
+        ({"model.encoder.kernel_sizes": [3, 4]}, "encoder.kernel_sizes holds 4; a centred convolution needs odd"),
+        ({"model.encoder.kernel_sizes": [-1]}, "encoder.kernel_sizes holds -1; a centred convolution needs odd"),
+        ({"model.decoder.kernel_sizes": [3, 0]}, "decoder.kernel_sizes holds 0; expected positive numbers"),
+        ({"model.decoder.kernel_sizes": [3]}, 'a decoder of one block has nowhere to stop; set halting = "none"'),
+        ({"training.valid_depths": [1, 7]}, "training.valid_depths holds 7; the decoder has blocks 1 to 6"),
+        ({"training.average_checkpoints": 6}, "average_checkpoints = 6 exceeds keep_checkpoints = 5"),
+    ],
+)
+def test_contradictions_are_named(tmp_path: Path, overrides: dict[str, Any], expected: str) -> None:
+    (line,) = mistakes(tmp_path, DATA, overrides)
+    assert expected in line
+
+
+@pytest.mark.parametrize(
+    "overrides",
+    [
+        {"model.decoder.kernel_sizes": [3], "model.halting": "none"},
+        {"model.decoder.kernel_sizes": [4, 2]},
+        {"training.valid_depths": [1, 6]},
+        {"training.average_checkpoints": 6, "training.keep_checkpoints": 6},
+    ],
+)
+def test_what_is_no_contradiction_is_accepted(tmp_path: Path, overrides: dict[str, Any]) -> None:
+    """Control of the test above."""
+    load_config(write(tmp_path, DATA), overrides)
+
+
+def test_a_value_is_not_taken_for_a_table(tmp_path: Path) -> None:
+    assert message(lambda: load_config(write(tmp_path, DATA), {"data.src.encoding": "x"})) == (
+        "cannot set data.src.encoding: src is a value, not a table"
+    )
+
+
+def test_a_missing_file_is_named(tmp_path: Path) -> None:
+    path = tmp_path / "none.toml"
+    assert message(lambda: load_config(path)) == f"cannot read the configuration {path}: No such file or directory"
+
+
+def test_broken_toml_is_named_with_its_line(tmp_path: Path) -> None:
+    path = write(tmp_path, DATA + "[model\n")
+    text = message(lambda: load_config(path))
+    assert text.startswith(f"{path} is not valid TOML: ")
+    assert "line 6" in text
+
+
+def test_a_file_in_another_encoding_is_named(tmp_path: Path) -> None:
+    path = tmp_path / "config.toml"
+    path.write_bytes(DATA.encode() + b'description = "\xe4"\n')
+    assert message(lambda: load_config(path)).startswith(f"{path} is not valid TOML: 'utf-8' codec can't decode")
+
+
+def test_a_missing_or_broken_resolved_configuration_is_named(tmp_path: Path) -> None:
+    path = tmp_path / "config.json"
+    assert message(lambda: load_resolved_config(path)) == (
+        f"cannot read {path}: No such file or directory; is it the folder of a training run?"
+    )
+    path.write_text("{")
+    assert message(lambda: load_resolved_config(path)).startswith(f"{path} is not valid JSON: ")
+    path.write_text("{}")
+    assert message(lambda: load_resolved_config(path)) == f"{path} has 1 mistake(s):\n  data: Field required"
+
+
+# --- Examples
+
+EXAMPLES = sorted((ROOT / "examples").glob("**/*.toml"))
+
+
+def test_there_are_examples() -> None:
+    assert EXAMPLES
+
+
+@pytest.mark.parametrize("path", EXAMPLES, ids=lambda path: str(path.relative_to(ROOT)))
+def test_every_example_loads_and_builds(path: Path) -> None:
+    """Its data need not be there; the width is cut to eight."""
+    config = load_config(path, {"model.dim": 8})
+    model = build_model(config.model, vocab_size=32)
+    assert len(model.encoder.blocks) == len(config.model.encoder.kernel_sizes)
+    assert len(model.decoder.blocks) == len(config.model.decoder.kernel_sizes)
+    assert (model.decoder.halting_units is None) == (config.model.halting == "none")
