@@ -25,6 +25,18 @@ from edgeseq_runtime.search import Hypothesis, greedy, output_limit
 from edgeseq_runtime.state import DecoderState
 from edgeseq_runtime.tokenizer import EOS_ID
 
+COLUMNS = (
+    "batch",
+    "depth",
+    "average depth",
+    "decoder µs/token",
+    "encoder µs/token",
+    "tokens/s",
+    "FLOPs saved",
+    "time saved",
+    "ratio",
+)
+
 
 class TimedEngine(Engine):
     """An engine that knows how long it has encoded."""
@@ -67,12 +79,13 @@ def main(
     rounds: int,
     threads: int,
 ) -> None:
+    """Measures and prints the table; the module's description is the command's help."""
     bundle = load_bundle(path)
     engine = TimedEngine(path, bundle.manifest.model, device="cpu", threads=threads)
     lines = text.read_text(encoding="utf-8").split("\n")[:sentences]
     sources = sorted(([*bundle.tokenizer.encode(line), EOS_ID] for line in lines if line), key=len)
-    click.echo("| batch | depth | average depth | decoder µs/token | encoder µs/token | tokens/s | FLOPs saved | time saved | ratio |")
-    click.echo("|---|---|---|---|---|---|---|---|---|")
+    click.echo("| " + " | ".join(COLUMNS) + " |")
+    click.echo("|---" * len(COLUMNS) + "|")
     for batch_size in batch_sizes:
         policies = {name: bundle.policy(name) for name in ("full", *depths)}
         measurements = {name: Measurement([], []) for name in policies}
@@ -86,12 +99,9 @@ def main(
 
 
 def run(engine: Engine, sources: Sequence[list[int]], policy: DepthPolicy, batch_size: int) -> list[Hypothesis]:
-    """Decodes all sources."""
-    results = []
-    for start in range(0, len(sources), batch_size):
-        batch = sources[start : start + batch_size]
-        results += greedy(engine, batch, policy, [output_limit(len(source)) for source in batch])
-    return results
+    """Decodes all sources, as `Translator.translate` does."""
+    limits = [output_limit(len(source)) for source in sources]
+    return greedy(engine, sources, policy, limits, rows=batch_size)
 
 
 def measure(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 
 import click
@@ -27,6 +28,9 @@ def command(config: Path, out: Path | None, resume: bool, overrides: tuple[str, 
     each token goes. Ctrl-C leaves a checkpoint; --resume goes on from there. Precedence: defaults, CONFIG,
     --set, the file options.
     """
+    # oneDNN keeps a compiled kernel for each matrix shape it meets, and batches come in hundreds of shapes: its default
+    # of 1,024 kernels took gigabytes. It reads this once, when torch loads it.
+    os.environ.setdefault("ONEDNN_PRIMITIVE_CACHE_CAPACITY", "64")
     from edgeseq.config import load_config, parse_override
     from edgeseq.training.run import train
 

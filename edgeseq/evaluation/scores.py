@@ -63,7 +63,8 @@ class Sample:
     def bleu(self, sentences: NDArray[np.int64]) -> float:
         """Computes corpus BLEU of some sentences, repeats included."""
         counts = self.bleu_counts[sentences].sum(axis=0).tolist()
-        return float(BLEU.compute_bleu(counts[:4], counts[4:8], counts[8], counts[9]).score)
+        # The smoothing of corpus_score, where an order has no match at all; here the default is none.
+        return float(BLEU.compute_bleu(counts[:4], counts[4:8], counts[8], counts[9], smooth_method="exp").score)
 
     def average_depth(self, sentences: NDArray[np.int64]) -> float:
         """Computes blocks per token over some sentences."""

@@ -116,7 +116,8 @@ def load_checkpoint(path: Path, model: nn.Module, optimizer: torch.optim.Optimiz
         if name not in parameters:
             raise CheckpointError(f"{path / 'optimizer.safetensors'} holds {name}, which the model has not")
         parameter = parameters[name]
-        optimizer.state[parameter][kind] = value if kind == "step" else value.to(parameter.device)
+        # The step count too: the fused optimiser reads it where the parameter is.
+        optimizer.state[parameter][kind] = value.to(parameter.device)
     random = _read_tensors(path / "random.safetensors")
     torch.set_rng_state(random["torch"])
     if "cuda" in random and torch.cuda.is_available():

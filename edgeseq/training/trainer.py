@@ -147,8 +147,9 @@ class Trainer:
                     progress.finished = ended or (self.config.patience > 0 and progress.stale >= self.config.patience)
                     self._save(optimizer, progress)
                     window = (time.monotonic(), progress.tokens)
-                if interruption.requested and not progress.finished:
-                    self._save(optimizer, progress)
+                if interruption.requested:
+                    if not progress.finished:  # else it is saved already, and the next phase must not begin
+                        self._save(optimizer, progress)
                     reporter.say(f"stopped at step {progress.step}; a checkpoint is written, --resume continues")
                     raise KeyboardInterrupt
 

@@ -11,15 +11,11 @@ from edgeseq.data.batching import collate, plan_epoch
 from edgeseq.data.corpus import ParallelCorpus
 from edgeseq.models import Seq2Seq
 from edgeseq.models.reference import StopRule, reference_decode, stop_at
+from edgeseq_runtime.search import output_limit
 from edgeseq_runtime.tokenizer import PAD_ID, Tokenizer
 
 _BATCH_TOKENS = 4096
 _BATCH_SENTENCES = 128
-
-
-def output_limit(source_pieces: int) -> int:
-    """Greatest number of output tokens for a source of so many pieces."""
-    return max(10, 2 * source_pieces + 10)
 
 
 @torch.no_grad()

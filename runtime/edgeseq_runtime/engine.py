@@ -20,19 +20,20 @@ from pathlib import Path
 import numpy as np
 
 from edgeseq_runtime.arrays import AnyArray, BoolArray, FloatArray, IntArray
-from edgeseq_runtime.errors import InputError
+from edgeseq_runtime.errors import DeviceError, InputError
 from edgeseq_runtime.manifest import ModelFacts
 from edgeseq_runtime.policy import DepthPolicy
-from edgeseq_runtime.sessions import Graph, select_provider
+from edgeseq_runtime.sessions import CPU_PROVIDER, Graph, select_provider
 from edgeseq_runtime.signatures import expected_signatures
-from edgeseq_runtime.state import BlockState, DecoderState, Exits, Window
+from edgeseq_runtime.state import BlockState, DecoderState, Exits, Window, padded_length
 from edgeseq_runtime.tokenizer import PAD_ID
 
-SOURCE_MULTIPLE = 4
-"""Source lengths are padded to a multiple of this, or the last bits would depend on padding."""
-
-ENCODER_TOKENS = 2048
+ENCODER_TOKENS = 1024
 """Source positions of one encoder call, at most: bounds its memory, and keeps it in the cache."""
+
+
+Graphs = dict[tuple[str, int | None], Graph]
+"""Graphs by role and block."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -67,16 +68,12 @@ class Engine:
         """
         if threads < 1:
             raise InputError(f"threads is {threads}, expected at least 1")
-        self.provider = select_provider(device)
         self.threads = threads
+        self.provider, self._graphs = _open_graphs(folder, model, device, threads)
         self._dim = model.dim
         self._vocab_size = model.vocab_size
         self._reaches = [kernel_size - 1 for kernel_size in model.decoder_kernel_sizes]
         self._depth = model.decoder_blocks
-        self._graphs = {
-            (signature.role, signature.block): Graph(folder, signature, self.provider, threads)
-            for signature in expected_signatures(model)
-        }
         self._tied = model.head == "tied"
 
     def encode(self, sources: Sequence[Sequence[int]], policy: DepthPolicy) -> DecoderState:
@@ -96,10 +93,10 @@ class Engine:
             raise InputError("expected at least one source sentence, and none empty (eos included)")
         lengths = np.array([len(source) for source in sources], dtype=np.int64)
         rows = len(sources)
-        padded = -(-lengths // SOURCE_MULTIPLE) * SOURCE_MULTIPLE
+        padded = np.array([padded_length(len(source)) for source in sources], dtype=np.int64)
         longest = int(padded.max())
-        positions = np.arange(longest)
-        bias = np.where(positions < lengths[:, None], np.float32(0), np.float32(-np.inf))
+        places = np.arange(longest)
+        bias = np.where(places < lengths[:, None], np.float32(0), np.float32(-np.inf))
         upper_reach = max(self._reaches[1:], default=0)
         return DecoderState(
             policy=policy,
@@ -115,7 +112,25 @@ class Engine:
                 for reach in self._reaches
             ],
             copied=Window(rows, upper_reach, self._dim) if upper_reach else None,
+            positions=np.zeros(rows, dtype=np.int64),
         )
+
+    def adopt(self, state: DecoderState, rows: IntArray, other: DecoderState, other_rows: IntArray) -> None:
+        """Give rows of a batch to sentences that were encoded apart.
+
+        Source keys and values of the blocks that the batch is in are computed for all of ``other``
+        at once, the first time. A batch of one row computes nothing before it enters a block.
+
+        Args:
+            state: The batch.
+            rows: Its rows to overwrite.
+            other: What :meth:`encode` made of the sentences; not to be decoded itself.
+            other_rows: For each of ``rows``, the row of ``other`` it takes.
+        """
+        for block, (past, prepared) in enumerate(zip(state.blocks, other.blocks, strict=True), start=1):
+            if state.rows > 1 and past.all_entered and prepared.cross is None:
+                prepared.cross = self._enter(other, block, np.arange(other.rows))
+        state.adopt(rows, other, other_rows)
 
     def step(
         self,
@@ -127,8 +142,8 @@ class Engine:
         """Feed one token per row and compute the logits of the next.
 
         Args:
-            state: Advanced by one position, in place.
-            tokens: (rows,), the tokens at the current position: bos at first.
+            state: Each row is advanced by one position, in place.
+            tokens: (rows,), the tokens at the rows' current positions: bos at first.
             parents: (rows,), for each row the row of the previous step it continues; rows not
                 named are dropped. None continues all rows in order.
             depths: (rows,), the depth of each token, from 1 to N, instead of the policy's choice.
@@ -139,16 +154,12 @@ class Engine:
         if parents is not None:
             state.select(parents)
         self._check_step(state, tokens, depths)
-        feed = {
-            "tokens": tokens.reshape(-1, 1),
-            "position": np.full((state.rows, 1), state.position, dtype=np.int64),
-        }
+        feed = {"tokens": tokens.reshape(-1, 1), "position": state.positions.reshape(-1, 1)}
         x = self._graphs["embed", None].run(feed)[0]
         exits = self._run_blocks(state, x, depths)
         if state.copied is not None:
-            state.copied.make_room(state.position)
-            state.copied.write(None, state.position, exits.last_states)
-        state.position += 1
+            state.copied.put(np.arange(state.rows), state.positions, exits.last_states)
+        state.positions = state.positions + 1
         return Step(self._logits(exits), exits.depths)
 
     def _check_step(self, state: DecoderState, tokens: IntArray, depths: IntArray | None) -> None:
@@ -186,7 +197,7 @@ class Engine:
     def _run_blocks(self, state: DecoderState, x: FloatArray, depths: IntArray | None) -> Exits:
         """Run each row through the blocks until it stops. ``x`` is (rows, 1, d)."""
         exits: Exits | None = None
-        active: IntArray | None = None  # rows that have not stopped; None means all
+        active = np.arange(state.rows)  # rows that have not stopped
         for block in range(1, self._depth + 1):
             next_x, exit_state = self._run_block(state, block, active, x)
             last_states = next_x.reshape(-1, self._dim)
@@ -196,21 +207,21 @@ class Engine:
             if not stopping:
                 x = next_x
                 continue
-            if exits is None and stopping == state.rows:
+            if stopping == state.rows:
                 return Exits.of_all(block, exit_states, last_states)
             if exits is None:
                 exits = Exits.of_none(state.rows, self._dim)
             leaving = stops.nonzero()[0]
             exits.leave(
                 block,
-                leaving if active is None else active[leaving],
+                active[leaving],
                 exit_states.take(leaving, axis=0),
                 last_states.take(leaving, axis=0),
             )
-            if stopping == len(stops):
+            if stopping == len(active):
                 return exits
             staying = (~stops).nonzero()[0]
-            active = staying if active is None else active[staying]
+            active = active[staying]
             x = next_x.take(staying, axis=0)
         raise AssertionError("unreachable: every row stops at the last block")
 
@@ -218,47 +229,42 @@ class Engine:
         self,
         state: DecoderState,
         block: int,
-        active: IntArray | None,
+        active: IntArray,
         exit_states: FloatArray,
         depths: IntArray | None,
     ) -> BoolArray:
         """Which of the active rows stop after ``block``: (active rows,)."""
         if block == self._depth:
-            return np.ones(len(exit_states), dtype=np.bool_)
+            return np.ones(len(active), dtype=np.bool_)
         if depths is not None:
-            return (depths if active is None else depths[active]) <= block
+            return depths[active] <= block
         return state.policy.stops(block, exit_states)
 
     def _run_block(
-        self, state: DecoderState, block: int, active: IntArray | None, x: FloatArray
+        self, state: DecoderState, block: int, active: IntArray, x: FloatArray
     ) -> tuple[FloatArray, FloatArray]:
         """Run a block on the active rows; give their next x and exit state, (rows, 1, d)."""
         past = state.blocks[block - 1]
-        position = state.position
         if past.cross is None or not past.all_entered:
             past.cross = self._enter(state, block, active)
-        bias = state.source_bias
-        key, value = past.cross
-        feed: dict[str, AnyArray] = {
-            "x": x,
-            "cross_key": key if active is None else key.take(active, axis=0),
-            "cross_value": value if active is None else value.take(active, axis=0),
-            "source_bias": bias if active is None else bias.take(active, axis=0),
-        }
-        window = past.window
-        if window is None:
+        feed: dict[str, AnyArray] = {"x": x}
+        for name, array in zip(
+            ("cross_key", "cross_value", "source_bias"), (*past.cross, state.source_bias), strict=True
+        ):
+            feed[name] = array if len(active) == state.rows else array.take(active, axis=0)
+        if past.window is None:
             next_x, exit_state, _ = self._graphs["block", block].run(feed)
             return next_x, exit_state
-        window.make_room(position)
+        positions = state.positions[active]
         if block > 1:
             self._backfill(state, block, active)
-        feed["history"] = window.history(active, position)
+        feed["history"] = past.window.history(active, positions)
         next_x, exit_state, columns = self._graphs["block", block].run(feed)
-        window.write(active, position, columns.reshape(-1, self._dim))
-        past.filled[slice(None) if active is None else active] = position + 1
+        past.window.put(active, positions, columns.reshape(-1, self._dim))
+        past.filled[active] = positions + 1
         return next_x, exit_state
 
-    def _enter(self, state: DecoderState, block: int, active: IntArray | None) -> tuple[FloatArray, FloatArray]:
+    def _enter(self, state: DecoderState, block: int, active: IntArray) -> tuple[FloatArray, FloatArray]:
         """Compute source keys and values of the active rows that enter a block a first time.
 
         Once half of a batch has entered, the rest comes along: most of it will enter too, and one
@@ -266,7 +272,7 @@ class Engine:
         """
         past = state.blocks[block - 1]
         entered = past.entered.copy()
-        entered[slice(None) if active is None else active] = True
+        entered[active] = True
         if 2 * np.count_nonzero(entered) >= state.rows:
             entered[:] = True
             past.all_entered = True
@@ -287,26 +293,26 @@ class Engine:
         value[rows] = new_value
         return key, value
 
-    def _backfill(self, state: DecoderState, block: int, active: IntArray | None) -> None:
+    def _backfill(self, state: DecoderState, block: int, active: IntArray) -> None:
         """Give the active rows the columns of positions at which they stopped below the block.
 
         Of a row's pending positions, those out of the convolution's reach are dropped. The others
         of all rows go through one call.
         """
         past = state.blocks[block - 1]
-        window, copied, position = past.window, state.copied, state.position
-        filled = past.filled if active is None else past.filled[active]
-        behind = (filled < position).nonzero()[0]
+        window, copied = past.window, state.copied
+        pending = state.positions[active] - past.filled[active]
+        behind = pending.nonzero()[0]
         if not len(behind) or window is None or copied is None:
             return
-        rows = behind if active is None else active[behind]
-        counts = np.minimum(position - filled[behind], self._reaches[block - 1])
+        rows = active[behind]
+        counts = np.minimum(pending[behind], self._reaches[block - 1])
         # All pairs of a row and a distance back to one of its pending positions.
         index, distance = (np.arange(counts.max()) < counts[:, None]).nonzero()
-        rows, positions = rows[index], position - 1 - distance
-        states = copied.gather(rows, positions)
-        columns = self._graphs["backfill", block].run({"states": states})[0]
-        window.scatter(rows, positions, columns)
+        rows = rows[index]
+        positions = state.positions[rows] - 1 - distance
+        columns = self._graphs["backfill", block].run({"states": copied.get(rows, positions)})[0]
+        window.put(rows, positions, columns)
 
     def _logits(self, exits: Exits) -> FloatArray:
         """Run each row's exit head: (rows, vocab)."""
@@ -321,3 +327,21 @@ class Engine:
             head = self._graphs["head", depth]
             logits[rows] = head.run({"exit_state": exits.exit_states[rows]})[0]
         return logits
+
+
+def _open_graphs(folder: Path, model: ModelFacts, device: str, threads: int) -> tuple[str, Graphs]:
+    """Create the sessions; ``auto`` takes the CPU where CUDA is offered but cannot be started."""
+    provider = select_provider(device)
+    try:
+        return provider, _create_graphs(folder, model, provider, threads)
+    except DeviceError:
+        if device != "auto" or provider == CPU_PROVIDER:
+            raise
+    return CPU_PROVIDER, _create_graphs(folder, model, CPU_PROVIDER, threads)
+
+
+def _create_graphs(folder: Path, model: ModelFacts, provider: str, threads: int) -> Graphs:
+    return {
+        (signature.role, signature.block): Graph(folder, signature, provider, threads)
+        for signature in expected_signatures(model)
+    }

@@ -6,6 +6,8 @@ convolution blocks in place of self-attention, an exit head that is computed onc
 lazy bounded backfill. Symbols: d ``dim``, f ``feed_forward_dim``, K_n taps of block n, H
 ``convolution_heads``, V ``vocab_size``, S source pieces (EOS included), N decoder blocks.
 
+The count is that of a sentence decoded alone. In a batch the engine may also make source keys and
+values for sentences that turn out never to enter a block, because one call for all is cheaper.
 This is a model of the work, not of the time: see the measured table in the project's results.
 """
 

@@ -78,13 +78,13 @@ class HaltingUnits:
             exit_states: (rows, dim).
 
         Returns:
-            (rows,), the logit of chi_n. A row's bits do not depend on the other rows: a product
-            and a sum along contiguous memory, where BLAS would choose a kernel by the row count.
+            (rows,), the logit of chi_n. A row's bits do not depend on the other rows: one dot
+            product per row, where a matrix product would choose its kernel by their number.
         """
         unit = block - 1 if len(self.weight) > 1 else 0
-        products = np.ascontiguousarray(exit_states) * self.weight[unit]
-        sums: FloatArray = products.sum(axis=-1) + self.bias[unit]
-        return sums
+        products = np.vecdot(np.ascontiguousarray(exit_states), self.weight[unit])
+        logits: FloatArray = products + self.bias[unit]
+        return logits
 
 
 @dataclass(frozen=True, eq=False)

@@ -1,12 +1,15 @@
 """Greedy search over anything that can score the next token.
 
-Talks to a two-method protocol and knows nothing of ONNX or text, so that tests can script a
-decoder by hand. There is one search loop; collecting whole sentences and streaming both use it.
+Talks to a small protocol and knows nothing of ONNX or text, so that tests can script a decoder by
+hand. There is one search loop; collecting whole sentences and streaming both use it.
+
+The batch stays full: when a sentence ends, its row goes to the next one that waits. A batch of
+sentences that end one after another would spend half its steps on a few rows.
 """
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from typing import Protocol, TypeVar
+from typing import Generic, Protocol, TypeVar
 
 import numpy as np
 
@@ -34,6 +37,9 @@ class Decoder(Protocol[State]):
 
     def encode(self, sources: Sequence[Sequence[int]], policy: DepthPolicy) -> State:
         """Prepare to decode sentences as the rows of one batch."""
+
+    def adopt(self, state: State, rows: IntArray, other: State, other_rows: IntArray) -> None:
+        """Give rows of a batch to sentences that ``other`` has prepared and not begun."""
 
     def step(self, state: State, tokens: IntArray, parents: IntArray | None = None) -> Scored:
         """Feed one token per row; ``parents`` names the rows that continue, None all."""
@@ -71,21 +77,32 @@ class Emission:
     log_probabilities: FloatArray | None
 
 
+def output_limit(source_pieces: int) -> int:
+    """Most tokens of a translation unless told otherwise, EOS included.
+
+    Args:
+        source_pieces: Pieces of the source, EOS included.
+    """
+    return max(10, 2 * (source_pieces - 1) + 10)
+
+
 def greedy(
     decoder: Decoder[State],
     sources: Sequence[Sequence[int]],
     policy: DepthPolicy,
     max_lengths: Sequence[int],
     *,
+    rows: int | None = None,
     want_scores: bool = False,
 ) -> list[Hypothesis]:
-    """Translate a batch, taking the best token at each step.
+    """Translate sentences, taking the best token at each step.
 
     Args:
         decoder: Scores the next tokens.
-        sources: Ids of each sentence, eos included.
+        sources: Ids of each sentence, eos included. Those of similar length belong together.
         policy: Decides depths.
         max_lengths: Most tokens of each translation, eos included; at least 1.
+        rows: Sentences decoded at once; None means all of them.
         want_scores: Whether to compute log-probabilities, which costs a pass over all logits.
 
     Returns:
@@ -94,7 +111,7 @@ def greedy(
     tokens: list[list[int]] = [[] for _ in sources]
     depths: list[list[int]] = [[] for _ in sources]
     sums = [0.0] * len(sources)
-    for step in greedy_steps(decoder, sources, policy, max_lengths, want_scores=want_scores):
+    for step in greedy_steps(decoder, sources, policy, max_lengths, rows=rows, want_scores=want_scores):
         for sentence, token, depth in zip(
             step.sentences.tolist(), step.tokens.tolist(), step.depths.tolist(), strict=True
         ):
@@ -115,30 +132,88 @@ def greedy_steps(
     policy: DepthPolicy,
     max_lengths: Sequence[int],
     *,
+    rows: int | None = None,
     want_scores: bool = False,
 ) -> Iterator[Emission]:
     """Search as :func:`greedy` does, giving the tokens of each step as they are chosen.
 
-    Pad and bos are never chosen. A sentence that ends leaves the batch.
+    Pad and bos are never chosen.
     """
-    state = decoder.encode(sources, policy)
+    rows = len(sources) if rows is None else min(rows, len(sources))
     limits = np.asarray(max_lengths, dtype=np.int64)
-    sentences = np.arange(len(sources), dtype=np.int64)
-    tokens = np.full(len(sources), BOS_ID, dtype=np.int64)
+    waiting = _Waiting(decoder, sources, policy, rows)
+    state, sentences = waiting.take_batch()
+    tokens = np.full(rows, BOS_ID, dtype=np.int64)
+    generated = np.zeros(rows, dtype=np.int64)
     parents: IntArray | None = None
-    length = 0
     while len(sentences):
         step = decoder.step(state, tokens, parents)
-        length += 1
+        generated += 1
         tokens, log_probabilities = _choose(step.logits, want_scores=want_scores)
         yield Emission(sentences, tokens, step.depths, log_probabilities)
-        going_on = np.flatnonzero((tokens != EOS_ID) & (length < limits[sentences]))
-        if len(going_on) == len(sentences):
-            parents = None
-        else:
-            parents = going_on
-            sentences = sentences[going_on]
-            tokens = tokens[going_on]
+        ended = ((tokens == EOS_ID) | (generated >= limits[sentences])).nonzero()[0]
+        parents = None
+        if len(ended):
+            sentences, tokens = sentences.copy(), tokens.copy()
+            begun, ended = waiting.fill(state, ended, sentences)
+            tokens[begun] = BOS_ID
+            generated[begun] = 0
+        if len(ended):
+            parents = np.delete(np.arange(len(sentences)), ended)
+            sentences, tokens, generated = sentences[parents], tokens[parents], generated[parents]
+
+
+class _Waiting(Generic[State]):
+    """Sentences that wait for a row: encoded a batch at a time, handed out one by one."""
+
+    def __init__(
+        self, decoder: Decoder[State], sources: Sequence[Sequence[int]], policy: DepthPolicy, rows: int
+    ) -> None:
+        self._decoder = decoder
+        self._sources = sources
+        self._policy = policy
+        self._rows = rows
+        self._encoded = 0  # sentences encoded so far
+        self._begun = 0  # sentences handed out so far
+        self._first = 0  # sentence in row 0 of the newest batch
+        self._batch: State | None = None
+
+    def take_batch(self) -> tuple[State, IntArray]:
+        """Encode a batch and hand out all of it: its state, and the sentence of each row."""
+        state = self._encode()
+        sentences = np.arange(self._begun, self._encoded, dtype=np.int64)
+        self._begun = self._encoded
+        return state, sentences
+
+    def fill(self, state: State, free: IntArray, sentences: IntArray) -> tuple[IntArray, IntArray]:
+        """Give free rows to sentences that wait.
+
+        Args:
+            state: The batch being decoded.
+            free: Its rows that are free.
+            sentences: The sentence of each row; updated in place.
+
+        Returns:
+            The rows that got a sentence, and those that did not.
+        """
+        filled = 0
+        while filled < len(free) and self._begun < len(self._sources):
+            if self._batch is None or self._begun == self._encoded:
+                self._batch = self._encode()
+            number = min(len(free) - filled, self._encoded - self._begun)
+            rows = free[filled : filled + number]
+            begun = np.arange(self._begun, self._begun + number, dtype=np.int64)
+            self._decoder.adopt(state, rows, self._batch, begun - self._first)
+            sentences[rows] = begun
+            self._begun += number
+            filled += number
+        return free[:filled], free[filled:]
+
+    def _encode(self) -> State:
+        self._first = self._encoded
+        batch = self._sources[self._first : self._first + self._rows]
+        self._encoded += len(batch)
+        return self._decoder.encode(batch, self._policy)
 
 
 def _choose(logits: FloatArray, *, want_scores: bool) -> tuple[IntArray, FloatArray | None]:

@@ -1,6 +1,7 @@
 """What the engine remembers of one batch while it decodes.
 
-All of it is indexed by row, so dropping, repeating or reordering hypotheses is plain indexing.
+All of it is indexed by row, and every row has its own target position. So dropping, repeating or
+reordering hypotheses, and giving the row of a finished sentence to the next, are plain indexing.
 Dimension legend: R rows, S padded source, d model width, H heads, K taps of a block.
 """
 
@@ -11,16 +12,20 @@ import numpy as np
 from edgeseq_runtime.arrays import BoolArray, FloatArray, IntArray
 from edgeseq_runtime.policy import DepthPolicy
 
-SPARE_POSITIONS = 16
-"""Positions a window takes in before it has to be moved to the front: memory against copying."""
+SOURCE_MULTIPLE = 4
+"""Source lengths are padded to a multiple of this, or the last bits would depend on padding."""
+
+
+def padded_length(length: int) -> int:
+    """Source length as the graphs see it."""
+    return -(-length // SOURCE_MULTIPLE) * SOURCE_MULTIPLE
 
 
 class Window:
-    """The newest vectors of each row by position, in constant memory.
+    """The vectors of each row's newest ``reach`` positions: a ring per row, in constant memory.
 
-    A window reaches back ``reach`` positions from the current one, and holds zeros for positions
-    before the start. When it is full, the newest ``reach`` positions move to the front, once in
-    SPARE_POSITIONS steps.
+    The vector of a position lies at the position modulo ``reach``, so it replaces the one that has
+    just got out of reach, and nothing is ever moved. Before the start there are zeros.
     """
 
     def __init__(self, rows: int, reach: int, dim: int) -> None:
@@ -28,66 +33,44 @@ class Window:
 
         Args:
             rows: R.
-            reach: Positions before the current one that are kept.
+            reach: Positions before the current one that are kept, at least 1.
             dim: d.
         """
         self._reach = reach
-        self._first = -reach
-        self._array: FloatArray = np.zeros((rows, reach + SPARE_POSITIONS, dim), dtype=np.float32)
-        self._history: FloatArray = np.zeros((rows, reach, dim), dtype=np.float32)
+        # Row p % reach: the places of positions p - reach to p - 1 in the ring.
+        self._places = np.add.outer(np.arange(reach), np.arange(reach)) % reach
+        self._vectors: FloatArray = np.zeros((rows * reach, dim), dtype=np.float32)
 
-    def make_room(self, position: int) -> None:
-        """Make ``position`` writable, keeping ``reach`` positions before it."""
-        capacity = self._array.shape[1]
-        if position - self._first < capacity:
-            return
-        start = position - self._reach - self._first
-        kept = self._array[:, start:].copy()
-        self._array[:, : kept.shape[1]] = kept
-        self._first += start
-
-    def history(self, rows: IntArray | None, position: int) -> FloatArray:
-        """Vectors of the ``reach`` positions before ``position``, (rows, reach, d), oldest first.
+    def history(self, rows: IntArray, positions: IntArray) -> FloatArray:
+        """Vectors of the ``reach`` positions before each row's current one, oldest first.
 
         Args:
-            rows: Which rows; None means all.
-            position: The current position.
+            rows: (n,), which rows.
+            positions: (n,), their current positions.
 
         Returns:
-            Contiguous memory of this window, valid until the next call.
+            A copy, (n, reach, d).
         """
-        count = len(self._array) if rows is None else len(rows)
-        history = self._history[:count]
-        # Positions before the start are zeros and were never written: only the others are copied.
-        live = min(position, self._reach)
-        newest = slice(position - live - self._first, position - self._first)
-        history[:, self._reach - live :] = self._array[slice(None) if rows is None else rows, newest]
-        return history
+        places = self._places.take(positions % self._reach, axis=0)
+        return self._vectors.take(places + (rows * self._reach)[:, None], axis=0)
 
-    def write(self, rows: IntArray | None, position: int, vectors: FloatArray) -> None:
-        """Store one vector per row, (rows, d); rows None means all."""
-        if rows is None:
-            self._array[:, position - self._first] = vectors
-        else:
-            self._array[rows, position - self._first] = vectors
-
-    def gather(self, rows: IntArray, positions: IntArray) -> FloatArray:
+    def get(self, rows: IntArray, positions: IntArray) -> FloatArray:
         """Copy single vectors, (m, d): of each row the position beside it."""
-        return self._array[rows, positions - self._first]
+        return self._vectors.take(rows * self._reach + positions % self._reach, axis=0)
 
-    def scatter(self, rows: IntArray, positions: IntArray, vectors: FloatArray) -> None:
+    def put(self, rows: IntArray, positions: IntArray, vectors: FloatArray) -> None:
         """Store single vectors, (m, d): for each row the position beside it."""
-        self._array[rows, positions - self._first] = vectors
+        self._vectors[rows * self._reach + positions % self._reach] = vectors
 
-    def select(self, rows: IntArray, position: int) -> None:
-        """Keep, repeat and reorder rows, moving what is in reach of ``position`` to the front."""
-        start = position - self._reach
-        live = self._array[rows, start - self._first : position - self._first]
-        self._array = np.empty((len(rows), *self._array.shape[1:]), dtype=np.float32)
-        self._array[:, : live.shape[1]] = live
-        self._first = start
-        if len(rows) > len(self._history):
-            self._history = np.zeros((len(rows), *self._history.shape[1:]), dtype=np.float32)
+    def select(self, rows: IntArray) -> None:
+        """Keep, repeat and reorder rows."""
+        dim = self._vectors.shape[1]
+        kept = self._vectors.reshape(-1, self._reach, dim).take(rows, axis=0)
+        self._vectors = kept.reshape(-1, dim)
+
+    def clear(self, rows: IntArray) -> None:
+        """Take rows back to before the start."""
+        self._vectors.reshape(-1, self._reach, self._vectors.shape[1])[rows] = 0
 
 
 @dataclass(slots=True)
@@ -108,15 +91,33 @@ class BlockState:
     all_entered: bool = False
     cross: tuple[FloatArray, FloatArray] | None = None
 
-    def select(self, rows: IntArray, position: int) -> None:
+    def select(self, rows: IntArray) -> None:
         """Keep, repeat and reorder rows."""
         if self.window is not None:
-            self.window.select(rows, position)
+            self.window.select(rows)
         self.filled = self.filled[rows]
         self.entered = self.entered[rows]
         if self.cross is not None:
             key, value = self.cross
             self.cross = key.take(rows, axis=0), value.take(rows, axis=0)
+
+    def adopt(self, rows: IntArray, other: "BlockState", other_rows: IntArray) -> None:
+        """Take rows back to before the start, with the source of rows of another state."""
+        if self.window is not None:
+            self.window.clear(rows)
+        self.filled[rows] = 0
+        self.entered[rows] = False
+        if self.cross is not None and other.cross is not None:
+            for own, new in zip(self.cross, other.cross, strict=True):
+                own[rows] = new[other_rows]
+            self.entered[rows] = other.entered[other_rows]
+        self.all_entered = bool(self.entered.all())
+
+    def resize_source(self, length: int) -> None:
+        """Cut or pad the source axis."""
+        if self.cross is not None:
+            key, value = self.cross
+            self.cross = _resize(key, 3, length), _resize(value, 2, length)
 
 
 @dataclass(slots=True)
@@ -131,7 +132,7 @@ class DecoderState:
         blocks: State of each decoder block, from block 1.
         copied: Each row's newest last states, from which skipped columns are made; None when
             no block above the first has a history.
-        position: Target position of the next step, 0 for bos.
+        positions: (R,), target position of each row's next token, 0 for bos.
     """
 
     policy: DepthPolicy
@@ -140,7 +141,7 @@ class DecoderState:
     lengths: IntArray
     blocks: list[BlockState]
     copied: Window | None
-    position: int = 0
+    positions: IntArray
 
     @property
     def rows(self) -> int:
@@ -156,10 +157,51 @@ class DecoderState:
         self.memory = self.memory.take(rows, axis=0)
         self.source_bias = self.source_bias.take(rows, axis=0)
         self.lengths = self.lengths[rows]
+        self.positions = self.positions[rows]
         for block in self.blocks:
-            block.select(rows, self.position)
+            block.select(rows)
         if self.copied is not None:
-            self.copied.select(rows, self.position)
+            self.copied.select(rows)
+
+    def adopt(self, rows: IntArray, other: "DecoderState", other_rows: IntArray) -> None:
+        """Give rows to sentences that another state has encoded and not begun to decode.
+
+        Args:
+            rows: Rows to overwrite, each once.
+            other: State of the same engine; its source axis may be cut or padded.
+            other_rows: For each of ``rows``, the row of ``other`` it takes.
+        """
+        self.lengths[rows] = other.lengths[other_rows]
+        self.positions[rows] = 0
+        # One source length for both; that of the longest sentence left, so it shrinks again too.
+        longest = max(int(self.lengths.max()), int(other.lengths.max()))
+        for state in (self, other):
+            state.resize_source(padded_length(longest))
+        self.memory[rows] = other.memory[other_rows]
+        self.source_bias[rows] = other.source_bias[other_rows]
+        for block, other_block in zip(self.blocks, other.blocks, strict=True):
+            block.adopt(rows, other_block, other_rows)
+        if self.copied is not None:
+            self.copied.clear(rows)
+
+    def resize_source(self, length: int) -> None:
+        """Cut or pad the source axis of everything."""
+        if length == self.memory.shape[1]:
+            return
+        self.memory = _resize(self.memory, 1, length)
+        self.source_bias = _resize(self.source_bias, 3, length, fill=-np.inf)
+        for block in self.blocks:
+            block.resize_source(length)
+
+
+def _resize(array: FloatArray, axis: int, length: int, fill: float = 0.0) -> FloatArray:
+    """Cut or pad an axis at its end, into contiguous memory."""
+    shape = list(array.shape)
+    shape[axis] = length
+    resized = np.full(shape, fill, dtype=np.float32)
+    kept = (*[slice(None)] * axis, slice(min(length, array.shape[axis])))
+    resized[kept] = array[kept]
+    return resized
 
 
 @dataclass(slots=True)

@@ -13,18 +13,19 @@ from typing import overload
 
 from edgeseq_runtime._version import __version__
 from edgeseq_runtime.bundle import Bundle, load_bundle
-from edgeseq_runtime.engine import SOURCE_MULTIPLE, Engine
+from edgeseq_runtime.engine import Engine
 from edgeseq_runtime.errors import InputError, TruncationWarning
 from edgeseq_runtime.manifest import Manifest
 from edgeseq_runtime.policy import DEFAULT_POINT, DepthPolicy
-from edgeseq_runtime.search import Hypothesis, greedy, greedy_steps
+from edgeseq_runtime.search import Hypothesis, greedy, greedy_steps, output_limit
 from edgeseq_runtime.sessions import onnxruntime_version
+from edgeseq_runtime.state import padded_length
 from edgeseq_runtime.tokenizer import EOS_ID
 
 MAX_SOURCE_PIECES = 1024
 """Longer inputs are truncated to this many pieces, with a TruncationWarning."""
 
-MAX_BATCH_POSITIONS = 4096
+MAX_BATCH_POSITIONS = 2048
 """Padded source positions of one batch, at most: bounds memory when sentences are long."""
 
 WINDOW_BATCHES = 16
@@ -65,7 +66,7 @@ class _Options:
         """Most tokens of a source's translation, EOS included."""
         if self.max_length is not None:
             return self.max_length
-        return max(10, 2 * (len(source) - 1) + 10)
+        return output_limit(len(source))
 
 
 class Translator:
@@ -255,18 +256,19 @@ class Translator:
             yield from self._translate_window([self._source_ids(line) for line in window], options)
 
     def _translate_window(self, sources: list[list[int]], options: _Options) -> Iterator[Translation]:
-        """Decode in batches of similar length, and give results in the order of the lines."""
+        """Decode sentences of similar length together, and give results in the order of the lines."""
         results: dict[int, Translation] = {}
-        for batch in _batches([len(source) for source in sources], options.batch_size):
-            chosen = [sources[index] for index in batch]
+        for group, rows in _groups([len(source) for source in sources], options.batch_size):
+            chosen = [sources[index] for index in group]
             hypotheses = greedy(
                 self._engine,
                 chosen,
                 options.policy,
                 [options.limit(source) for source in chosen],
+                rows=rows,
                 want_scores=options.scores,
             )
-            for index, source, hypothesis in zip(batch, chosen, hypotheses, strict=True):
+            for index, source, hypothesis in zip(group, chosen, hypotheses, strict=True):
                 results[index] = self._translation(source, hypothesis)
         blank = Translation(text="", tokens=[], depths=[], score=None, source_pieces=0)
         for index in range(len(sources)):
@@ -298,17 +300,21 @@ class Translator:
             yield rest
 
 
-def _batches(lengths: list[int], batch_size: int) -> Iterator[list[int]]:
-    """Group indices of non-empty sources by length, into batches bounded in rows and positions."""
-    order = sorted((index for index, length in enumerate(lengths) if length), key=lengths.__getitem__)
-    batch: list[int] = []
-    for index in order:
-        padded = -(-lengths[index] // SOURCE_MULTIPLE) * SOURCE_MULTIPLE
-        # Lengths ascend, so this source sets the padded length of the whole batch.
-        full = len(batch) == batch_size or (len(batch) + 1) * padded > MAX_BATCH_POSITIONS
-        if batch and full:
-            yield batch
-            batch = []
-        batch.append(index)
-    if batch:
-        yield batch
+def _groups(lengths: list[int], batch_size: int) -> Iterator[tuple[list[int], int]]:
+    """Group non-empty sources by length, longest first, for one search each.
+
+    Yields:
+        Indices, and the number of rows that MAX_BATCH_POSITIONS allows their longest: all sources
+        that may share a full batch form one group.
+    """
+    present = (index for index, length in enumerate(lengths) if length)
+    order = sorted(present, key=lengths.__getitem__, reverse=True)
+    for rows, group in itertools.groupby(order, lambda index: _rows_allowed(lengths[index], batch_size)):
+        if rows > 1:
+            yield list(group), rows
+        else:  # nothing is shared, and each search returns its memory before the next begins
+            yield from (([index], 1) for index in group)
+
+
+def _rows_allowed(length: int, batch_size: int) -> int:
+    return max(1, min(batch_size, MAX_BATCH_POSITIONS // padded_length(length)))

@@ -51,9 +51,7 @@ def find_imports(source: str, package: str) -> Iterator[Import]:
             yield Import(name, line, in_function)
         elif isinstance(node, ast.Call) and (called := _imported_by_call(node)):
             yield Import(package if called.startswith(".") else called, line, in_function)
-        inside = in_function or isinstance(
-            node, ast.FunctionDef | ast.AsyncFunctionDef | ast.Lambda
-        )
+        inside = in_function or isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef | ast.Lambda)
         pending += [(child, inside) for child in ast.iter_child_nodes(node)]
 
 

@@ -14,16 +14,13 @@ HEAVY = {
     "edgeseq_export",
 }  # fmt: skip
 REPORT = (
-    "\nimport json, sys"
-    "\nprint(json.dumps(sorted({name.partition('.')[0] for name in sys.modules})), file=sys.stderr)"
+    "\nimport json, sys\nprint(json.dumps(sorted({name.partition('.')[0] for name in sys.modules})), file=sys.stderr)"
 )
 
 
 def loaded_by(code: str) -> set[str]:
     """Top-level modules in memory after ``code`` ran in an interpreter of its own."""
-    done = subprocess.run(
-        [sys.executable, "-c", code + REPORT], capture_output=True, text=True, check=False
-    )
+    done = subprocess.run([sys.executable, "-c", code + REPORT], capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
     return set(json.loads(done.stderr.splitlines()[-1]))
 

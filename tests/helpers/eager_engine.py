@@ -24,16 +24,15 @@ class EagerEngine(Engine):
         depths: IntArray | None = None,
     ) -> Step:
         step = super().step(state, tokens, parents, depths)
-        position = state.position - 1
+        positions = state.positions - 1
         for number, past in enumerate(state.blocks[1:], start=2):
             if past.window is None or state.copied is None:
                 continue
-            past.window.make_room(position)
             for row in np.flatnonzero(step.depths < number):
-                rows, positions = np.array([row]), np.array([position])
-                states = state.copied.gather(rows, positions)
+                rows, position = np.array([row]), positions[[row]]
+                states = state.copied.get(rows, position)
                 columns = self._graphs["backfill", number].run({"states": states})[0]
-                past.window.scatter(rows, positions, columns)
-                past.filled[row] = position + 1
+                past.window.put(rows, position, columns)
+                past.filled[row] = position[0] + 1
                 self.backfilled += 1
         return step

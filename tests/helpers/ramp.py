@@ -32,7 +32,7 @@ def fill_with_ramp(module: AnyModule) -> AnyModule:
         parameter.copy_(values * (1.7 * parameter.shape[-1] ** -0.5 if parameter.dim() > 1 else 0.3))
     for child in module.modules():
         if isinstance(child, nn.LayerNorm):
-            child.weight += 1
+            child.weight.add_(1)
         elif isinstance(child, nn.Embedding) and child.padding_idx is not None:
             child.weight[child.padding_idx] = 0
     return module

@@ -107,3 +107,9 @@ def sentences() -> list[str]:
 def corpus_valid(corpus: Corpus) -> tuple[Path, Path]:
     """The validation files of the shared run: source and reference."""
     return corpus.folder / "valid.en", corpus.folder / "valid.de"
+
+
+@pytest.fixture(scope="session")
+def corpus_config(corpus: Corpus) -> Path:
+    """The configuration of the shared run."""
+    return corpus.config

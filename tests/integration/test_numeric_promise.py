@@ -119,7 +119,7 @@ def test_a_backfill_one_column_short_is_seen(loaded: Bundle, sentences: list[str
     class Short(Engine):
         def _backfill(self, state: DecoderState, block: int, active: object) -> None:
             past = state.blocks[block - 1]
-            past.filled = np.maximum(past.filled, state.position - self._reaches[block - 1] + 1)
+            past.filled = np.maximum(past.filled, state.positions - self._reaches[block - 1] + 1)
             super()._backfill(state, block, active)  # type: ignore[arg-type]
 
     facts = loaded.manifest.model

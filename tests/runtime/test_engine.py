@@ -17,7 +17,7 @@ from edgeseq_runtime.tokenizer import BOS_ID, EOS_ID
 from naive_decoder import NaiveDecoder
 from tiny_bundle import tiny_facts, write_tiny_bundle
 
-STEPS = 60  # more than a window holds, so that every window moves
+STEPS = 60  # more than a window holds, so that every ring goes round
 
 MODELS: dict[str, dict[str, object]] = {
     "pre-norm, tied, gated": {},
@@ -134,13 +134,13 @@ def break_backfill(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def break_reach(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Fill one column too few."""
+    """Take the oldest column within reach for out of reach."""
     original = Engine._backfill
 
-    def backfill(self: Engine, *arguments: object) -> None:
-        self._reaches = [max(0, reach - 1) for reach in self._reaches]
-        original(self, *arguments)  # type: ignore[arg-type]
-        self._reaches = [kernel_size - 1 for kernel_size in (3, 5, 1, 7)]
+    def backfill(self: Engine, state: DecoderState, block: int, active: np.ndarray) -> None:
+        past = state.blocks[block - 1]
+        past.filled = np.maximum(past.filled, state.positions - self._reaches[block - 1] + 1)
+        original(self, state, block, active)
 
     monkeypatch.setattr(Engine, "_backfill", backfill)
 
@@ -267,6 +267,54 @@ def test_halting_depths_do_not_depend_on_the_batch(plain: Case) -> None:
     assert set(batched.ravel()) == {1, 2, 3, 4}
     for row in plain.everyone:
         np.testing.assert_array_equal(depths([row])[:, 0], batched[:, row])
+
+
+def test_rows_can_be_given_to_other_sentences(case: Case) -> None:
+    """Rows begin anew at different steps, with longer and shorter sources, and give the same bits."""
+    engine = case.engine()
+    generator = np.random.default_rng(6)
+    state = engine.encode(case.sources[:3], FixedDepth(1, "1"))
+    other = engine.encode(case.sources, FixedDepth(1, "1"))
+    pasts: list[tuple[int, list[int], list[int]]] = [(row, [], []) for row in range(3)]
+    naive = NaiveDecoder(case.folder, case.facts)
+    for step in range(STEPS):
+        if step % 9 == 4:
+            rows = np.flatnonzero(generator.random(3) < 0.5)
+            sentences = generator.integers(0, len(case.sources), len(rows))
+            if len(rows):
+                engine.adopt(state, rows, other, sentences)
+            for row, begun in zip(rows.tolist(), sentences.tolist(), strict=True):
+                pasts[row] = (begun, [], [])
+        tokens, depths = case.tokens[step, :3], case.depths[step, :3]
+        logits = engine.step(state, tokens, depths=depths).logits
+        for (_, fed, used), token, depth in zip(pasts, tokens, depths, strict=True):
+            fed.append(int(token))
+            used.append(int(depth))
+        if step % 9 in (3, 5):
+            for row, (sentence, fed, used) in enumerate(pasts):
+                expected = naive.logits(case.sources[sentence], fed, used)[-1]
+                np.testing.assert_array_equal(logits[row], expected)
+
+
+def test_a_row_alone_computes_only_what_it_enters(plain: Case, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Keys and values of a batch that takes over rows are made ahead, but not for a single row."""
+    run = Graph.run
+    files: list[str] = []
+
+    def record(self: Graph, feed: dict[str, np.ndarray]) -> list[np.ndarray]:
+        files.append(self._file)
+        return run(self, feed)
+
+    monkeypatch.setattr(Graph, "run", record)
+    engine = plain.engine()
+    for rows, expected in ((1, 0), (2, 4)):
+        state = engine.encode(plain.sources[:rows], FixedDepth(1, "1"))
+        other = engine.encode(plain.sources[:3], FixedDepth(1, "1"))
+        engine.step(state, plain.tokens[0, :rows], depths=np.full(rows, 4))
+        files.clear()
+        for number in (0, 1):
+            engine.adopt(state, np.array([0]), other, np.array([number]))
+        assert sum(file.startswith("cross") for file in files) == expected
 
 
 def test_long_batches_are_encoded_in_parts(plain: Case, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from edgeseq_runtime.policy import DepthPolicy, FixedDepth
-from edgeseq_runtime.search import greedy, greedy_steps
+from edgeseq_runtime.search import greedy, greedy_steps, output_limit
 from edgeseq_runtime.tokenizer import BOS_ID, EOS_ID, PAD_ID
 
 VOCAB = 8
@@ -39,6 +39,10 @@ class Script:
         assert policy is POLICY
         return [[source[0], 0] for source in sources]
 
+    def adopt(self, state: list[list[int]], rows: np.ndarray, other: list[list[int]], other_rows: np.ndarray) -> None:
+        for row, new in zip(rows, other_rows, strict=True):
+            state[row] = list(other[new])
+
     def step(self, state: list[list[int]], tokens: np.ndarray, parents: np.ndarray | None = None) -> Scored:
         if parents is not None:
             state[:] = [state[parent] for parent in parents]
@@ -68,6 +72,40 @@ def test_sentences_that_end_leave_the_batch() -> None:
     greedy(script, [[10], [11], [12]], POLICY, [9, 9, 9])
     assert script.alive == [[10, 11, 12], [10, 12], [10, 12], [12], [12]]
     assert script.fed == [[BOS_ID] * 3, [5, 4], [6, 4], [4], [4]]
+
+
+LINES = {10: [5, 6, EOS_ID], 11: [EOS_ID], 12: [4, 4, EOS_ID], 13: [7, EOS_ID], 14: [6, EOS_ID]}
+
+
+def test_rows_of_finished_sentences_go_to_the_next() -> None:
+    script = Script(LINES)
+    results = greedy(script, [[id_] for id_ in LINES], POLICY, [9] * 5, rows=2)
+    assert [result.tokens for result in results] == list(LINES.values())
+    assert script.alive == [[10, 11], [10, 12], [10, 12], [13, 12], [13, 14], [14]]
+    assert script.fed[1:4] == [[5, BOS_ID], [6, 4], [BOS_ID, 4]]
+
+
+@pytest.mark.parametrize("rows", [1, 2, 3, 5, 9, None])
+def test_the_number_of_rows_changes_no_result(rows: int | None) -> None:
+    sources = [[id_] for id_ in LINES]
+    results = greedy(Script(LINES), sources, POLICY, [2] * 5, rows=rows, want_scores=True)
+    assert [result.tokens for result in results] == [line[:2] for line in LINES.values()]
+    assert results == greedy(Script(LINES), sources, POLICY, [2] * 5, want_scores=True)
+
+
+def test_sentences_are_encoded_a_batch_at_a_time() -> None:
+    class Counting(Script):
+        def encode(self, sources: Sequence[Sequence[int]], policy: DepthPolicy) -> list[list[int]]:
+            sizes.append(len(sources))
+            return super().encode(sources, policy)
+
+    sizes: list[int] = []
+    greedy(Counting(LINES), [[id_] for id_ in LINES], POLICY, [9] * 5, rows=2)
+    assert sizes == [2, 2, 1]
+
+
+def test_limit_counts_eos_and_is_at_least_ten() -> None:
+    assert [output_limit(pieces) for pieces in (1, 2, 21)] == [10, 12, 50]
 
 
 def test_pad_and_bos_are_never_chosen() -> None:

@@ -21,6 +21,7 @@ from edgeseq_runtime.sessions import (
     select_provider,
 )
 from edgeseq_runtime.signatures import GraphSignature, expected_signatures
+from edgeseq_runtime.translator import Translator
 from tiny_bundle import tiny_facts
 
 
@@ -175,6 +176,24 @@ def test_provider_that_does_not_start_is_an_error(tmp_path: Path, monkeypatch: p
     monkeypatch.setattr(onnxruntime, "preload_dlls", lambda: None)
     with pytest.raises(DeviceError, match="CUDAExecutionProvider could not be started, and falling"):
         Graph(write_head(tmp_path), HEAD, CUDA_PROVIDER, 1)
+
+
+def test_auto_goes_on_with_the_cpu_where_cuda_does_not_start(
+    tiny_bundle: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The GPU wheel on a machine without a GPU: `auto` may choose, `cuda` may not."""
+    session = onnxruntime.InferenceSession
+
+    def fall_back(path: str, options: object, providers: list[str]) -> object:
+        return session(path, options, providers=[CPU_PROVIDER])
+
+    pretend_providers(monkeypatch, CUDA_PROVIDER, CPU_PROVIDER)
+    pretend_wheels(monkeypatch, "onnxruntime-gpu")
+    monkeypatch.setattr(onnxruntime, "InferenceSession", fall_back)
+    monkeypatch.setattr(onnxruntime, "preload_dlls", lambda: None)
+    assert Translator(tiny_bundle, device="auto").signature().split("|")[1] == f"provider:{CPU_PROVIDER}"
+    with pytest.raises(DeviceError, match="CUDAExecutionProvider could not be started"):
+        Translator(tiny_bundle, device="cuda")
 
 
 def test_failing_run_names_graph_and_shapes(tmp_path: Path) -> None:

@@ -113,11 +113,13 @@ def test_batch_of_one_reads_nothing_ahead(translator: Translator) -> None:
     assert next(lines) == "the cat"
 
 
-def test_batches_group_similar_lengths_within_bounds(monkeypatch: pytest.MonkeyPatch) -> None:
-    batches = list(translator_module._batches([9, 0, 2, 30, 3, 0, 8], 2))
-    assert batches == [[2, 4], [6, 0], [3]]
+def test_groups_share_a_batch_within_bounds(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Longest first; blank lines nowhere; long sentences in groups of fewer rows."""
+    lengths = [9, 0, 2, 30, 3, 0, 8]
+    assert list(translator_module._groups(lengths, 2)) == [([3, 0, 6, 4, 2], 2)]
     monkeypatch.setattr(translator_module, "MAX_BATCH_POSITIONS", 24)
-    assert list(translator_module._batches([9, 0, 2, 30, 3, 0, 8], 9)) == [[2, 4, 6], [0], [3]]
+    assert list(translator_module._groups(lengths, 3)) == [([3], 1), ([0], 2), ([6, 4, 2], 3)]
+    assert list(translator_module._groups(lengths, 1)) == [([index], 1) for index in (3, 0, 6, 4, 2)]
 
 
 def test_overlong_input_is_truncated_with_a_warning(translator: Translator, monkeypatch: pytest.MonkeyPatch) -> None:

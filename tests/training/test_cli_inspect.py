@@ -132,10 +132,7 @@ def test_summary_names_what_a_user_asks_about() -> None:
         "  file            MB    difference  tolerance  shapes",
         "  encoder.onnx  1.50       2.1e-06      1e-04       5",
         "  block_1.onnx  0.25  not compared",
-        (
-            "  Whole decodes: 200 sentences, 2,345 tokens, 5,000 decisions; "
-            "0 differ, 3 ties (margin below 0.0001)"
-        ),
+        ("  Whole decodes: 200 sentences, 2,345 tokens, 5,000 decisions; 0 differ, 3 ties (margin below 0.0001)"),
     ]
 
 
@@ -159,6 +156,5 @@ def test_missing_bundle_is_named(tmp_path: Path) -> None:
     outcome = run_edgeseq("inspect", tmp_path / "none")
     assert outcome.code == 1
     assert outcome.stderr == (
-        f"edgeseq: error: bundle '{tmp_path / 'none'}' is not a folder: "
-        "expected what `edgeseq export` wrote\n"
+        f"edgeseq: error: bundle '{tmp_path / 'none'}' is not a folder: expected what `edgeseq export` wrote\n"
     )

@@ -45,9 +45,7 @@ def test_every_command_has_a_file_of_its_own(name: str) -> None:
     assert isinstance(command, click.Command)
     assert command.help
     undescribed = [
-        parameter.name
-        for parameter in command.params
-        if isinstance(parameter, click.Option) and not parameter.help
+        parameter.name for parameter in command.params if isinstance(parameter, click.Option) and not parameter.help
     ]
     assert undescribed == []
 
@@ -68,9 +66,7 @@ def test_no_command_shows_the_help() -> None:
     assert "Usage: edgeseq" in outcome.stderr
 
 
-@pytest.mark.parametrize(
-    "error_class", [BundleError, PolicyError, ConfigError, DataError, CheckpointError]
-)
+@pytest.mark.parametrize("error_class", [BundleError, PolicyError, ConfigError, DataError, CheckpointError])
 def test_known_errors_become_one_line(
     failing: Callable[[BaseException], Outcome], error_class: type[Exception]
 ) -> None:
@@ -93,9 +89,7 @@ def test_system_errors_name_the_file(failing: Callable[[BaseException], Outcome]
         ("sacrebleu", "eval"),
     ],
 )
-def test_missing_package_names_the_extra(
-    failing: Callable[[BaseException], Outcome], module: str, extra: str
-) -> None:
+def test_missing_package_names_the_extra(failing: Callable[[BaseException], Outcome], module: str, extra: str) -> None:
     outcome = failing(ModuleNotFoundError(f"No module named {module!r}", name=module))
     assert outcome.code == 1
     assert outcome.stderr == (
@@ -112,9 +106,7 @@ def test_missing_package_names_the_extra(
         ModuleNotFoundError("No module named 'edgeseq.typo'", name="edgeseq.typo"),
     ],
 )
-def test_unexpected_errors_keep_their_traceback(
-    failing: Callable[[BaseException], Outcome], error: Exception
-) -> None:
+def test_unexpected_errors_keep_their_traceback(failing: Callable[[BaseException], Outcome], error: Exception) -> None:
     with pytest.raises(type(error), match=str(error)):
         failing(error)
 

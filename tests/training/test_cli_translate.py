@@ -74,12 +74,8 @@ def test_line_ends_in_a_translation_become_spaces() -> None:
 # Input files
 
 
-@pytest.mark.parametrize(
-    ("name", "compress"), [("a.txt", bytes), ("a.gz", gzip.compress), ("a.xz", lzma.compress)]
-)
-def test_plain_and_compressed_files_are_read(
-    tmp_path: Path, name: str, compress: Callable[[bytes], bytes]
-) -> None:
+@pytest.mark.parametrize(("name", "compress"), [("a.txt", bytes), ("a.gz", gzip.compress), ("a.xz", lzma.compress)])
+def test_plain_and_compressed_files_are_read(tmp_path: Path, name: str, compress: Callable[[bytes], bytes]) -> None:
     (tmp_path / name).write_bytes(compress(b"a\nb\n"))
     assert translate("-i", tmp_path / name).lines == ["A", "B"]
 

@@ -79,9 +79,7 @@ def test_an_override_is_read_as_toml_or_else_as_text(text: str, expected: tuple[
 
 @pytest.mark.parametrize("text", ["model.dim", "=3", " = 3"])
 def test_an_override_without_key_or_value_is_named(text: str) -> None:
-    assert message(lambda: parse_override(text)) == (
-        f"--set {text!r} is not key=value; example: --set model.dim=128"
-    )
+    assert message(lambda: parse_override(text)) == (f"--set {text!r} is not key=value; example: --set model.dim=128")
 
 
 def test_a_resolved_configuration_comes_back(tmp_path: Path) -> None:
@@ -96,7 +94,9 @@ def test_a_resolved_configuration_comes_back(tmp_path: Path) -> None:
 
 
 def test_unknown_keys_are_listed_all_at_once_with_the_known_ones(tmp_path: Path) -> None:
-    text = DATA + 'tokeniser = "x"\n[model]\nwidth = 3\n[model.decoder]\nkernel_sizes = [3, 3]\nkernels = 1\n[trainer]\n'
+    text = (
+        DATA + 'tokeniser = "x"\n[model]\nwidth = 3\n[model.decoder]\nkernel_sizes = [3, 3]\nkernels = 1\n[trainer]\n'
+    )
     lines = mistakes(tmp_path, text)
     assert [line.partition(": ")[0] for line in lines] == [
         "data.tokeniser",

@@ -247,24 +247,23 @@ def test_rows_of_different_lengths_share_a_batch(operator_class: type[Operator])
 # --- DropConnect
 
 
-def taps_in_use(operator: Operator, time: int) -> Iterator[tuple[int, Tensor]]:
-    """Yields (tap, its value per channel (D,)) for each position and tap, read off by convolving pulses.
-
-    Only for taps that do not depend on the input. A causal operator; positions from K - 1 on, where all taps count.
-    """
-    # Sequence s holds ones at position s and zeros elsewhere: its output at t is the tap that t uses for s.
-    pulses = torch.eye(time, dtype=torch.float64).unsqueeze(-1).expand(time, time, operator.dim)
-    result = pulses.new_zeros(time, operator.dim, time)
+def taps_in_use(operator: LightweightConv, time: int) -> Iterator[tuple[int, Tensor]]:
+    """Yields (tap, its value per channel (D,)) of a causal convolution at each position from K - 1 on."""
+    used = torch.zeros(time, operator.dim, time, dtype=torch.float64)
     for source in range(time):
+        # Ones at one position and zeros elsewhere: the output at t is the tap that t uses for that position.
+        pulse = torch.zeros(1, time, operator.dim, dtype=torch.float64)
+        pulse[:, source] = 1
         torch.manual_seed(0)  # the same taps are dropped for every pulse
-        result[source] = operator(pulses[source : source + 1])[0].detach().T
+        used[source] = operator(pulse)[0].detach().T
     for position in range(operator.kernel_size - 1, time):
         for j in range(operator.kernel_size):
-            yield j, result[position + j - operator.kernel_size + 1, :, position]
+            yield j, used[position + j - operator.kernel_size + 1, :, position]
 
 
 def test_drop_connect_drops_whole_taps_of_a_head_and_scales_the_others() -> None:
     operator = make(LightweightConv, dim=8, heads=2, kernel_size=5, weight_dropout=0.5)
+    assert isinstance(operator, LightweightConv)
     taps = torch.softmax(operator.weight.detach(), dim=-1)
     factors: dict[tuple[int, int], set[int]] = {(head, j): set() for head in range(2) for j in range(5)}
     for j, values in taps_in_use(operator, time=40):

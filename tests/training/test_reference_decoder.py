@@ -21,7 +21,7 @@ def make_talkative_model() -> Seq2Seq:
         model.decoder.exit_heads.weight(1)[EOS_ID] *= 0.6
         for name, parameter in model.decoder.blocks.named_parameters():
             if "out_projection.weight" in name or "output_projection.weight" in name:
-                parameter *= 4
+                parameter.mul_(4)
     return balance_halting_units(model)
 
 
@@ -156,7 +156,7 @@ def test_a_unit_exactly_at_the_threshold_goes_on() -> None:
 
 
 def test_halting_without_units_says_how_to_get_them() -> None:
-    with pytest.raises(ValueError, match="the model has no halting units; train it with model.halting = 'per_block'"):
+    with pytest.raises(ValueError, match="the model has no halting units; train it with model"):
         stop_by_halting(small_model(halting="none"), 0.5)
 
 
@@ -169,9 +169,7 @@ every_rule = pytest.mark.parametrize("rule", RULES.values(), ids=RULES)
 @every_rule
 def test_batched_equals_single(rule: StopRule) -> None:
     together = reference_decode(MODEL, SOURCES, rule, LIMITS)
-    alone = [
-        reference_decode(MODEL, [source], rule, [limit])[0] for source, limit in zip(SOURCES, LIMITS, strict=True)
-    ]
+    alone = [reference_decode(MODEL, [source], rule, [limit])[0] for source, limit in zip(SOURCES, LIMITS, strict=True)]
     assert together == alone
     backwards = reference_decode(MODEL, SOURCES[::-1], rule, LIMITS[::-1])
     assert backwards[::-1] == alone

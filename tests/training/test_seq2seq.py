@@ -114,9 +114,7 @@ def test_another_copy_rule_gives_other_states(broken: CopyRule) -> None:
 def test_without_depths_every_token_goes_through_all_blocks(norm: str) -> None:
     decoder = MODELS[norm].decoder
     full = torch.full_like(DEPTHS, BLOCKS)
-    for one, other in zip(
-        decoder(TOKENS, MEMORY, PADDING), decoder(TOKENS, MEMORY, PADDING, full), strict=True
-    ):
+    for one, other in zip(decoder(TOKENS, MEMORY, PADDING), decoder(TOKENS, MEMORY, PADDING, full), strict=True):
         assert torch.equal(one, other)
     shallow = decoder(TOKENS, MEMORY, PADDING, DEPTHS)
     assert greatest_difference(at_own_depth(shallow, full), decoder(TOKENS, MEMORY, PADDING)[-1]) > CLEARLY

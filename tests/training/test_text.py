@@ -97,10 +97,13 @@ def test_a_truncated_archive_is_named_with_the_lines_it_gave(
 
 
 @pytest.mark.parametrize(("suffix", "compress"), [(".gz", gzip.compress), (".xz", lzma.compress)])
-def test_a_damaged_archive_is_named(tmp_path: Path, suffix: str, compress: Callable[[bytes], bytes]) -> None:
+@pytest.mark.parametrize("share", [0.001, 0.5, 0.999])
+def test_a_damaged_archive_is_named(
+    tmp_path: Path, suffix: str, compress: Callable[[bytes], bytes], share: float
+) -> None:
     whole = bytearray(compress("".join(f"line {number}\n" for number in range(20_000)).encode()))
-    middle = len(whole) // 2
-    whole[middle : middle + 64] = b"\xff" * 64
+    start = int(share * len(whole))
+    whole[start : start + 64] = b"\xff" * len(whole[start : start + 64])
     path = write(tmp_path / f"text{suffix}", bytes(whole))
     text = message(lambda: list(read_lines(path)))
     assert re.match(rf"{re.escape(str(path))}, after line \d+: ", text)

@@ -64,5 +64,6 @@ def test_an_error_in_the_text_arrives_as_it_was_raised(tmp_path: Path) -> None:
         for pair in read_parallel(src, tgt):
             yield from pair
 
-    with pytest.raises(DataError, match=f"a, line {len(SENTENCES) + 1}: not valid UTF-8"):
+    with pytest.raises(DataError) as caught:
         train_tokenizer(sentences(), VOCAB_SIZE)
+    assert str(caught.value).startswith(f"{src}, line {len(SENTENCES) + 1}: not valid UTF-8")

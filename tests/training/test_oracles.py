@@ -1,0 +1,121 @@
+"""Oracles: which depth is best, against loops over every token and block."""
+
+import math
+
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+from torch import Tensor
+
+from edgeseq.training.oracles import oracle_depths, smooth_over_positions
+from ramp import greatest_difference, ramp
+
+ONE_TOKEN = torch.ones(1, 1, dtype=torch.bool)
+
+
+def depth_of(scores: list[float], penalty: float) -> int:
+    """The oracle's depth of a single token."""
+    return int(oracle_depths(torch.tensor([[scores]], dtype=torch.float64), ONE_TOKEN, 0.0, penalty))
+
+
+def smooth_by_loops(scores: Tensor, valid: Tensor, sigma: float) -> Tensor:
+    result = torch.zeros_like(scores)
+    for row in range(scores.shape[0]):
+        for t in range(scores.shape[1]):
+            for other in range(scores.shape[1]):
+                if valid[row, other]:
+                    result[row, t] += math.exp(-((t - other) ** 2) / sigma) * scores[row, other]
+    return result
+
+
+def depths_by_loops(scores: Tensor, valid: Tensor, sigma: float, penalty: float) -> list[list[int]]:
+    smoothed = smooth_by_loops(scores, valid, sigma) if sigma else scores
+    result = []
+    for row in smoothed.tolist():
+        depths = []
+        for token in row:
+            gains = [score - penalty * block for block, score in enumerate(token, start=1)]
+            depths.append(gains.index(max(gains)) + 1)  # the first of equals
+        result.append(depths)
+    return result
+
+
+@pytest.mark.parametrize(
+    ("log_likelihoods", "penalty", "depth"),
+    [
+        ([-3.0, -2.0, -1.0], 0.0, 3),
+        ([-3.0, -2.0, -1.0], 0.9, 3),  # each block gains 1, more than it costs
+        ([-3.0, -2.0, -1.0], 1.1, 1),
+        ([-3.0, -1.0, -0.8], 0.5, 2),  # the last block gains too little
+        ([-1.0, -2.0, -3.0], 0.0, 1),  # a token may get worse with depth
+        ([-2.0, -5.0, -0.5], 0.5, 3),  # and better again
+    ],
+)
+def test_likelihood_picks_the_block_that_is_worth_its_cost(
+    log_likelihoods: list[float], penalty: float, depth: int
+) -> None:
+    assert depth_of(log_likelihoods, penalty) == depth
+
+
+@pytest.mark.parametrize(
+    ("correct", "penalty", "depth"),
+    [
+        ([0, 1, 1, 1], 0.05, 2),  # the lowest that gets it right
+        ([0, 1, 0, 1], 0.05, 2),
+        ([0, 0, 0, 1], 0.05, 4),
+        ([0, 0, 0, 1], 0.4, 1),  # not worth three more blocks
+        ([0, 0, 0, 0], 0.05, 1),  # hopeless
+        ([1, 1, 1, 1], 0.0, 1),
+    ],
+)
+def test_correctness_picks_the_lowest_block_that_is_right(correct: list[float], penalty: float, depth: int) -> None:
+    assert depth_of(correct, penalty) == depth
+
+
+@pytest.mark.parametrize("blocks", [2, 3, 6, 12])
+def test_the_lowest_depth_wins_ties(blocks: int) -> None:
+    assert depth_of([-1.0] * blocks, 0.0) == 1
+    for lowest in range(1, blocks + 1):
+        assert depth_of([-2.0] * (lowest - 1) + [-1.0] * (blocks - lowest + 1), 0.0) == lowest
+
+
+@given(
+    sigma=st.sampled_from([0.0, 0.3, 2.0, 10.0]),
+    penalty=st.sampled_from([0.0, 0.1, 0.5]),
+    lengths=st.lists(st.integers(1, 7), min_size=2, max_size=2),
+    start=st.integers(0, 1000),
+)
+def test_depths_are_those_of_the_loops(sigma: float, penalty: float, lengths: list[int], start: int) -> None:
+    scores = ramp(2, 7, 4, start=start)
+    valid = torch.arange(7) < torch.tensor(lengths).unsqueeze(1)
+    depths = oracle_depths(scores, valid, sigma, penalty)
+    expected = torch.tensor(depths_by_loops(scores, valid, sigma, penalty))
+    assert torch.equal(depths[valid], expected[valid])
+
+
+@pytest.mark.parametrize("sigma", [0.7, 2.0, 30.0])
+def test_smoothing_is_the_double_loop(sigma: float) -> None:
+    scores = ramp(2, 7, 4)
+    valid = torch.arange(7) < torch.tensor([[7], [4]])
+    smoothed = smooth_over_positions(scores, valid, sigma)
+    assert greatest_difference(smoothed, smooth_by_loops(scores, valid, sigma)) < 1e-12
+    for broken in (  # controls: padding counts; a normalised kernel; a kernel of another width
+        smooth_by_loops(scores, torch.ones_like(valid), sigma),
+        smoothed / smooth_by_loops(torch.ones_like(scores), valid, sigma),
+        smooth_by_loops(scores, valid, 2 * sigma**2),
+    ):
+        assert greatest_difference(smoothed, broken) > 1e-3
+
+
+def test_no_smoothing_is_sigma_zero() -> None:
+    scores = ramp(2, 7, 4)
+    assert smooth_over_positions(scores, torch.ones(2, 7, dtype=torch.bool), 0.0) is scores
+
+
+def test_smoothing_lets_neighbours_decide() -> None:
+    """A token that is right at block 1, among tokens that need block 3, goes to block 3."""
+    scores = torch.tensor([[[0.0, 0, 1], [1, 1, 1], [0, 0, 1]]])
+    valid = torch.ones(1, 3, dtype=torch.bool)
+    assert oracle_depths(scores, valid, 0.0, 0.05).tolist() == [[3, 1, 3]]
+    assert oracle_depths(scores, valid, 2.0, 0.05).tolist() == [[3, 3, 3]]

@@ -1,0 +1,53 @@
+"""What a run says: lines on stderr where there is no terminal, a CSV file, TensorBoard."""
+
+from pathlib import Path
+from types import SimpleNamespace
+
+import pytest
+
+import edgeseq.training.reporting
+from edgeseq.training.reporting import Reporter
+
+
+def test_metrics_go_to_one_csv_file_with_one_header(tmp_path: Path) -> None:
+    with Reporter(tmp_path, "aligned", 10, 0) as reporter:
+        reporter.record(2, {"loss": 1.25, "nll": 0.1234567})
+    with Reporter(tmp_path, "halting", 10, 0) as reporter:  # the next phase, or a resumed run
+        reporter.record(4, {"loss": 1e-9})
+    assert (tmp_path / "metrics.csv").read_text().splitlines() == [
+        "phase,step,name,value",
+        "aligned,2,loss,1.25",
+        "aligned,2,nll,0.123457",
+        "halting,4,loss,1e-09",
+    ]
+    assert len(list((tmp_path / "tensorboard").iterdir())) == 2
+
+
+def test_metrics_are_readable_while_the_run_goes_on(tmp_path: Path) -> None:
+    with Reporter(tmp_path, "aligned", 10, 0) as reporter:
+        reporter.record(2, {"loss": 1.25})
+        assert "aligned,2,loss,1.25" in (tmp_path / "metrics.csv").read_text()
+
+
+def test_without_a_terminal_a_line_now_and_then_says_how_long_it_takes(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    now = 1000.0
+    monkeypatch.setattr(edgeseq.training.reporting, "time", SimpleNamespace(monotonic=lambda: now))
+    with Reporter(tmp_path, "aligned", total_steps=120, step=20) as reporter:
+        for step in range(21, 81):
+            now += 1.5
+            reporter.advance(step, f"loss {step}")
+    lines = capsys.readouterr().err.splitlines()
+    # After more than 30 seconds each; a step took 1.5 seconds since this session began, at step 20.
+    assert lines == [
+        "aligned 41/120  loss 41  2 min left",
+        "aligned 62/120  loss 62  1 min left",
+    ]
+
+
+def test_text_is_printed_as_it_is(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    text = "[bold]no markup[/bold] " + "long " * 60
+    with Reporter(tmp_path, "aligned", 10, 0) as reporter:
+        reporter.say(text)
+    assert capsys.readouterr().err == text + "\n"

@@ -1,0 +1,252 @@
+"""Whole runs from configuration to model file: both phases, interrupted anywhere, and every refusal."""
+
+import logging
+import os
+import re
+import signal
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+import edgeseq.training.run
+from edgeseq.config import RunConfig
+from edgeseq.data.batching import Batch
+from edgeseq.data.vocabulary import train_tokenizer
+from edgeseq.errors import CheckpointError, ConfigError, DataError, EdgeseqError
+from edgeseq.models import Seq2Seq
+from edgeseq.training.checkpoints import model_tensors
+from edgeseq.training.objectives import AlignedExits, HaltingOnFrozenTrunk, Objective
+from edgeseq.training.run import load_run, train
+from edgeseq_runtime.tokenizer import Tokenizer
+from small_corpora import SENTENCES, VOCAB_SIZE, write_lines, write_texts
+
+STACK = {"convolution_heads": 2, "feed_forward_dim": 8}
+
+
+def make_config(folder: Path, **changes: Any) -> RunConfig:
+    """A run of two short phases over small texts; changes are dotted keys with __ for dots."""
+    table: dict[str, Any] = {
+        "data": {**write_texts(folder), "vocab_size": VOCAB_SIZE},
+        "model": {
+            "dim": 8,
+            "attention_heads": 2,
+            "encoder": {**STACK, "kernel_sizes": [3]},
+            "decoder": {**STACK, "kernel_sizes": [3, 4]},
+        },
+        "training": {
+            "epochs": 1,
+            "batch_tokens": 100,
+            "precision": "float32",
+            "device": "cpu",
+            "valid_sentences": 1,
+            "valid_depths": [1],
+        },
+        "halting": {"epochs": 1},
+    }
+    for key, value in changes.items():
+        *parents, leaf = key.split("__")
+        place = table
+        for parent in parents:
+            place = place[parent]
+        place[leaf] = value
+    return RunConfig.model_validate(table)
+
+
+def refusal(error_class: type[EdgeseqError], call: Callable[[], object]) -> str:
+    with pytest.raises(error_class) as caught:
+        call()
+    return str(caught.value)
+
+
+@pytest.fixture(scope="module")
+def finished(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The folder of an uninterrupted run."""
+    folder = tmp_path_factory.mktemp("finished")
+    train(make_config(folder), folder / "run", resume=False)
+    return folder / "run"
+
+
+def interrupt_at(monkeypatch: pytest.MonkeyPatch, objective: type[Objective], call: int) -> None:
+    """Presses Ctrl-C during one loss of a class of objectives."""
+    loss = objective.loss
+    calls = 0
+
+    def interrupting(self: Any, model: Seq2Seq, batch: Batch) -> Any:
+        nonlocal calls
+        calls += 1
+        if calls == call:
+            os.kill(os.getpid(), signal.SIGINT)
+        return loss(self, model, batch)
+
+    monkeypatch.setattr(objective, "loss", interrupting)
+
+
+def test_a_run_leaves_what_export_needs(finished: Path) -> None:
+    assert {"config.json", "tokenizer.model", "model.safetensors"} <= {path.name for path in finished.iterdir()}
+    config, tokenizer, model = load_run(finished)
+    assert config == make_config(finished.parent)
+    assert tokenizer.vocab_size == VOCAB_SIZE
+    assert not model.training
+    assert model.decoder.halting_units is not None
+    assert model.decoder.halting_units.weight.any(), "the second phase has not run"
+
+
+def test_a_run_says_what_became_of_its_data(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    config = make_config(tmp_path, model__halting="none", training__epochs=0.1, data__max_pieces=16)
+    long = " ".join(SENTENCES[:4])
+    write_lines(Path(config.data.src), [*SENTENCES, "", long])
+    write_lines(Path(config.data.tgt), [*SENTENCES, "x", long])
+    tokenizer = tmp_path / "given.model"
+    tokenizer.write_bytes(train_tokenizer(iter(SENTENCES), VOCAB_SIZE))
+    config = make_config_with_tokenizer(config, tokenizer)
+    with caplog.at_level(logging.INFO, logger="edgeseq"):
+        train(config, tmp_path / "run", resume=False)
+    kept = re.search(r"train: (\d+) pairs kept, 1 empty and (\d+) overlong ones left out", caplog.text)
+    assert kept is not None
+    assert int(kept[1]) + int(kept[2]) == len(SENTENCES) + 1
+    assert re.search(r"valid: \d pairs kept, 0 empty and \d overlong ones left out", caplog.text)
+    assert f"{tmp_path / 'run'} is ready for `edgeseq export`" in caplog.text
+
+
+def make_config_with_tokenizer(config: RunConfig, path: Path) -> RunConfig:
+    return config.model_copy(update={"data": config.data.model_copy(update={"tokenizer": str(path)})})
+
+
+def test_a_given_tokenizer_is_used_and_kept(tmp_path: Path, tokenizer: Tokenizer) -> None:
+    given = tmp_path / "given.model"
+    given.write_bytes(tokenizer.model_bytes)
+    config = make_config_with_tokenizer(make_config(tmp_path, model__halting="none", data__vocab_size=9000), given)
+    train(config, tmp_path / "run", resume=False)
+    assert (tmp_path / "run" / "tokenizer.model").read_bytes() == tokenizer.model_bytes
+
+
+# --- Resumption
+
+
+@pytest.mark.parametrize("moments", [[("aligned", 2)], [("halting", 3)], [("aligned", 3), ("halting", 1)]], ids=str)
+def test_an_interrupted_run_ends_with_the_same_model_file(
+    tmp_path: Path, finished: Path, monkeypatch: pytest.MonkeyPatch, moments: list[tuple[str, int]]
+) -> None:
+    config = make_config(tmp_path)
+    objectives = {"aligned": AlignedExits, "halting": HaltingOnFrozenTrunk}
+    for count, (phase, call) in enumerate(moments):
+        with monkeypatch.context() as patch:
+            interrupt_at(patch, objectives[phase], call)
+            with pytest.raises(KeyboardInterrupt):
+                train(config, tmp_path / "run", resume=count > 0)
+        assert not (tmp_path / "run" / "model.safetensors").exists()
+    train(config, tmp_path / "run", resume=True)
+    whole, parts = ((run / "model.safetensors").read_bytes() for run in (finished, tmp_path / "run"))
+    assert parts == whole
+
+
+def test_another_seed_gives_another_model(tmp_path: Path, finished: Path) -> None:
+    """Control of the test above."""
+    train(make_config(tmp_path, training__seed=2), tmp_path / "run", resume=False)
+    assert (tmp_path / "run" / "model.safetensors").read_bytes() != (finished / "model.safetensors").read_bytes()
+
+
+def test_resuming_a_finished_run_changes_nothing(finished: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    before = (finished / "model.safetensors").read_bytes()
+    monkeypatch.delattr(AlignedExits, "loss")
+    monkeypatch.delattr(HaltingOnFrozenTrunk, "loss")
+    train(make_config(finished.parent), finished, resume=True)
+    assert (finished / "model.safetensors").read_bytes() == before
+
+
+def test_resuming_nothing_starts_a_run(tmp_path: Path, finished: Path) -> None:
+    train(make_config(tmp_path), tmp_path / "run", resume=True)
+    assert (tmp_path / "run" / "model.safetensors").read_bytes() == (finished / "model.safetensors").read_bytes()
+
+
+def test_joint_training_is_the_second_phase_where_asked_for(tmp_path: Path, finished: Path) -> None:
+    train(make_config(tmp_path, halting__trunk="joint"), tmp_path / "run", resume=False)
+    joint, frozen = (model_tensors(load_run(run)[2]) for run in (tmp_path / "run", finished))
+    name = "encoder.blocks.0.feed_forward.expand.weight"
+    assert not torch.equal(joint[name], frozen[name])
+
+
+# --- Refusals
+
+
+def test_a_second_run_in_one_folder_needs_resume(finished: Path) -> None:
+    assert refusal(ConfigError, lambda: train(make_config(finished.parent), finished, resume=False)) == (
+        f"{finished} holds a run already; give --resume to continue it, or another --out"
+    )
+
+
+def test_resuming_with_another_model_is_refused(finished: Path) -> None:
+    before = (finished / "config.json").read_bytes()
+    config = make_config(finished.parent, model__norm="post")
+    assert refusal(CheckpointError, lambda: train(config, finished, resume=True)) == (
+        f"{finished / 'config.json'} describes another model than the configuration; continue with the same [model] "
+        "table, or start a new run with another --out"
+    )
+    assert (finished / "config.json").read_bytes() == before
+
+
+def test_resuming_with_a_damaged_checkpoint_names_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    config = make_config(tmp_path)
+    with monkeypatch.context() as patch:
+        interrupt_at(patch, AlignedExits, 2)
+        with pytest.raises(KeyboardInterrupt):
+            train(config, tmp_path / "run", resume=False)
+    path = tmp_path / "run" / "checkpoints" / "aligned-00000002" / "optimizer.safetensors"
+    path.write_bytes(path.read_bytes()[:-10])
+    text = refusal(CheckpointError, lambda: train(config, tmp_path / "run", resume=True))
+    assert text.startswith(f"{path} is damaged (")
+
+
+def test_a_gpu_asked_for_and_missing_is_an_error(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    config = make_config(tmp_path, training__device="cuda")
+    assert refusal(ConfigError, lambda: train(config, tmp_path / "run", resume=False)) == (
+        "training.device is 'cuda', but torch finds no CUDA device here; use 'cpu' or 'auto'"
+    )
+
+
+def test_auto_takes_the_cpu_where_there_is_no_gpu(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    assert edgeseq.training.run._pick_device("auto") == torch.device("cpu")
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    assert edgeseq.training.run._pick_device("auto") == torch.device("cuda")
+    assert edgeseq.training.run._pick_device("cpu") == torch.device("cpu")
+
+
+@pytest.mark.parametrize(
+    ("side", "content", "expected"),
+    [
+        ("src", b"a\n\xffb\n", "src.txt, line 2: not valid UTF-8 at byte 0 (invalid start byte); convert the file"),
+        ("tgt", b"a\n", "tgt.txt has 1: line 2 has no counterpart; parallel files need the same number of lines"),
+        ("tgt", b"", "tgt.txt is empty (0 lines), its counterpart has 52 lines"),
+    ],
+    ids=["UTF-8", "line counts", "empty"],
+)
+def test_bad_text_is_named_although_the_tokenizer_reads_it_first(
+    tmp_path: Path, side: str, content: bytes, expected: str
+) -> None:
+    config = make_config(tmp_path)
+    Path(getattr(config.data, side)).write_bytes(content)
+    assert expected in refusal(DataError, lambda: train(config, tmp_path / "run", resume=False))
+
+
+def test_a_vocabulary_too_large_for_the_text_is_named(tmp_path: Path) -> None:
+    config = make_config(tmp_path, data__vocab_size=5000)
+    text = refusal(DataError, lambda: train(config, tmp_path / "run", resume=False))
+    assert text.startswith("cannot train a tokenizer of 5000 pieces: Vocabulary size too high")
+
+
+# --- Loading
+
+
+@pytest.mark.parametrize("name", ["config.json", "tokenizer.model", "model.safetensors"])
+def test_a_run_with_a_file_missing_names_it(tmp_path: Path, finished: Path, name: str) -> None:
+    for path in finished.iterdir():
+        if path.is_file() and path.name != name:
+            (tmp_path / path.name).write_bytes(path.read_bytes())
+    with pytest.raises(Exception, match=re.escape(str(tmp_path / name))) as caught:
+        load_run(tmp_path)
+    assert caught.type.__name__ in {"ConfigError", "InputError", "CheckpointError"}
