@@ -126,7 +126,7 @@ class TrainingConfig(ScheduleConfig):
     seed: int = 1
     """Of weights, dropout and data order."""
     batch_tokens: int = Field(4096, ge=1)
-    """Target tokens per batch, at most."""
+    """Positions per batch on its longer side, at most; almost none of them are padding."""
     accumulation: int = Field(1, ge=1)
     """Batches per optimiser step."""
     exits: Literal["all", "sampled"] = "sampled"

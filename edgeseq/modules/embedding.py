@@ -35,7 +35,7 @@ class TokenEmbedding(nn.Module):
         Args:
             vocab_size: number of pieces.
             dim: channels, even.
-            padding_id: the piece whose vector is zero and stays so.
+            padding_id: the piece that pads; its vector starts at zero.
             dropout: applied to the sum.
 
         Raises:

@@ -20,6 +20,10 @@ from torch import Tensor, nn
 from edgeseq.errors import CheckpointError
 from edgeseq_runtime.atomic import publish_directory, write_file
 
+CHECKPOINTS_FOLDER = "checkpoints"
+
+_INTERRUPTED = "-interrupted"
+
 
 @dataclass
 class Progress:
@@ -63,16 +67,25 @@ def load_model(model: nn.Module, path: Path) -> None:
 
 
 def save_checkpoint(
-    folder: Path, model: nn.Module, optimizer: torch.optim.Optimizer, progress: Progress, keep: int
+    folder: Path,
+    model: nn.Module,
+    optimizer: torch.optim.Optimizer,
+    progress: Progress,
+    keep: int,
+    *,
+    interrupted: bool = False,
 ) -> None:
-    """Writes a checkpoint and removes the oldest ones of the same phase.
+    """Writes a checkpoint and removes those of the same phase that it makes needless.
 
     Args:
         folder: of all checkpoints; made if missing.
         model: the model.
         optimizer: its moments are saved, by parameter name.
         progress: where the phase stands.
-        keep: newest checkpoints to keep.
+        keep: newest regular checkpoints to keep.
+        interrupted: whether an interruption calls for it. Such a checkpoint stays until the next one, and counts
+            neither among those that are kept nor among those that are averaged: a run that was interrupted ends
+            like one that was not.
     """
     folder.mkdir(parents=True, exist_ok=True)
     names = {parameter: name for name, parameter in model.named_parameters()}
@@ -84,18 +97,33 @@ def save_checkpoint(
     random = {"torch": torch.get_rng_state()}
     if torch.cuda.is_available():
         random["cuda"] = torch.cuda.get_rng_state()
-    with publish_directory(folder / f"{progress.phase}-{progress.step:08d}") as temporary:
+    name = f"{progress.phase}-{progress.step:08d}{_INTERRUPTED if interrupted else ''}"
+    with publish_directory(folder / name) as temporary:
         save_model(model, temporary / "model.safetensors")
         write_file(temporary / "optimizer.safetensors", save(moments))
         write_file(temporary / "random.safetensors", save(random))
         write_file(temporary / "progress.json", json.dumps(asdict(progress), indent=2).encode())
-    for old in list_checkpoints(folder, progress.phase)[:-keep]:
-        shutil.rmtree(old)
+    needless = [path for path in list_checkpoints(folder, progress.phase) if path.name != name]
+    regular = regular_checkpoints(folder, progress.phase)
+    for path in needless:
+        if path not in regular[-keep:]:
+            shutil.rmtree(path)
 
 
 def list_checkpoints(folder: Path, phase: str) -> list[Path]:
     """Lists the checkpoints of a phase, oldest first."""
     return sorted(folder.glob(f"{phase}-*"))
+
+
+def regular_checkpoints(folder: Path, phase: str) -> list[Path]:
+    """Lists those that no interruption called for, oldest first."""
+    return [path for path in list_checkpoints(folder, phase) if not path.name.endswith(_INTERRUPTED)]
+
+
+def remove_unfinished(folder: Path) -> None:
+    """Removes what a killed process had begun to write."""
+    for path in folder.glob(".*.tmp"):
+        shutil.rmtree(path)
 
 
 def load_checkpoint(path: Path, model: nn.Module, optimizer: torch.optim.Optimizer) -> Progress:

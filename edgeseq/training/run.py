@@ -15,7 +15,7 @@ from edgeseq.data.text import read_parallel
 from edgeseq.data.vocabulary import train_tokenizer
 from edgeseq.errors import CheckpointError, ConfigError
 from edgeseq.models import Seq2Seq, build_model
-from edgeseq.training.checkpoints import load_model, save_model
+from edgeseq.training.checkpoints import CHECKPOINTS_FOLDER, load_model, save_model
 from edgeseq.training.losses import exit_weights
 from edgeseq.training.objectives import AlignedExits, HaltingOnFrozenTrunk, JointHalting
 from edgeseq.training.trainer import Phase, Trainer
@@ -46,7 +46,7 @@ def train(config: RunConfig, run: Path, resume: bool) -> None:
     device = _pick_device(config.training.device)
     if config.training.threads:
         torch.set_num_threads(config.training.threads)
-    tokenizer = _prepare_tokenizer(config, run)
+    tokenizer = _prepare_tokenizer(config, run, resume=resume)
     train_corpus = _prepare_corpus(config, tokenizer, run, "train")
     valid_corpus = _prepare_corpus(config, tokenizer, run, "valid")
     torch.manual_seed(config.training.seed)
@@ -75,16 +75,29 @@ def load_run(run: Path) -> tuple[RunConfig, Tokenizer, Seq2Seq]:
 
 def _open_run(config: RunConfig, run: Path, resume: bool) -> None:
     stored = run / CONFIG_FILE
-    if stored.exists():
+    if (run / CHECKPOINTS_FOLDER).exists():
         if not resume:
             raise ConfigError(f"{run} holds a run already; give --resume to continue it, or another --out")
-        if load_resolved_config(stored).model != config.model:
+        changed = _changes(load_resolved_config(stored), config)
+        if changed:
             raise CheckpointError(
-                f"{stored} describes another model than the configuration; continue with the same [model] table, "
-                "or start a new run with another --out"
+                f"{stored} has other values of {', '.join(changed)} than the configuration, and the run cannot go on "
+                "with them; continue with the old ones, or start a new run with another --out"
             )
     run.mkdir(parents=True, exist_ok=True)
     write_file(stored, save_config(config))
+
+
+def _changes(old: RunConfig, new: RunConfig) -> list[str]:
+    """Names what decides the weights' shapes or the order of the data, and differs."""
+    pairs = {
+        "model": (old.model, new.model),
+        "data.vocab_size": (old.data.vocab_size, new.data.vocab_size),
+        "data.max_pieces": (old.data.max_pieces, new.data.max_pieces),
+        "training.seed": (old.training.seed, new.training.seed),
+        "training.batch_tokens": (old.training.batch_tokens, new.training.batch_tokens),
+    }
+    return [name for name, (before, after) in pairs.items() if before != after]
 
 
 def _pick_device(name: str) -> torch.device:
@@ -94,11 +107,11 @@ def _pick_device(name: str) -> torch.device:
     return torch.device("cuda" if available and name != "cpu" else "cpu")
 
 
-def _prepare_tokenizer(config: RunConfig, run: Path) -> Tokenizer:
+def _prepare_tokenizer(config: RunConfig, run: Path, *, resume: bool) -> Tokenizer:
     path = run / TOKENIZER_FILE
     if config.data.tokenizer is not None:
         write_file(path, Tokenizer(config.data.tokenizer).model_bytes)
-    elif not path.exists():
+    elif not (resume and path.exists()):
         _LOGGER.info("training a tokenizer of %d pieces", config.data.vocab_size)
         pairs = read_parallel(Path(config.data.src), Path(config.data.tgt))
         sentences: Iterator[str] = itertools.chain.from_iterable(pairs)

@@ -18,10 +18,13 @@ from edgeseq.data.batching import Batch, collate, plan_epoch
 from edgeseq.data.corpus import ParallelCorpus
 from edgeseq.models import Seq2Seq
 from edgeseq.training.checkpoints import (
+    CHECKPOINTS_FOLDER,
     Progress,
     average_checkpoints,
     list_checkpoints,
     load_checkpoint,
+    regular_checkpoints,
+    remove_unfinished,
     save_checkpoint,
 )
 from edgeseq.training.objectives import Objective
@@ -78,7 +81,7 @@ class Trainer:
         self.valid_corpus = valid
         self.config = config
         self.device = device
-        self.checkpoints = run / "checkpoints"
+        self.checkpoints = run / CHECKPOINTS_FOLDER
 
     def run_phase(self, phase: Phase, resume: bool) -> None:
         """Runs a phase to its end; the model then holds the mean of its last checkpoints.
@@ -92,6 +95,7 @@ class Trainer:
         """
         optimizer = self._build_optimizer(phase)
         progress = Progress(phase.name)
+        remove_unfinished(self.checkpoints)
         existing = list_checkpoints(self.checkpoints, phase.name)
         if resume and existing:
             progress = load_checkpoint(existing[-1], self.model, optimizer)
@@ -100,7 +104,7 @@ class Trainer:
         if not progress.finished:
             with Reporter(self.run, phase.name, total_steps, progress.step) as reporter:
                 self._loop(phase, optimizer, progress, total_steps, reporter)
-        newest = list_checkpoints(self.checkpoints, phase.name)[-self.config.average_checkpoints :]
+        newest = regular_checkpoints(self.checkpoints, phase.name)[-self.config.average_checkpoints :]
         average_checkpoints(newest, self.model)
 
     def _loop(
@@ -149,7 +153,7 @@ class Trainer:
                     window = (time.monotonic(), progress.tokens)
                 if interruption.requested:
                     if not progress.finished:  # else it is saved already, and the next phase must not begin
-                        self._save(optimizer, progress)
+                        self._save(optimizer, progress, interrupted=True)
                     reporter.say(f"stopped at step {progress.step}; a checkpoint is written, --resume continues")
                     raise KeyboardInterrupt
 
@@ -184,8 +188,9 @@ class Trainer:
         else:
             progress.stale += 1
 
-    def _save(self, optimizer: torch.optim.Optimizer, progress: Progress) -> None:
-        save_checkpoint(self.checkpoints, self.model, optimizer, progress, self.config.keep_checkpoints)
+    def _save(self, optimizer: torch.optim.Optimizer, progress: Progress, *, interrupted: bool = False) -> None:
+        keep = self.config.keep_checkpoints
+        save_checkpoint(self.checkpoints, self.model, optimizer, progress, keep, interrupted=interrupted)
 
     def _autocast(self) -> torch.autocast:
         enabled = self.config.precision == "bfloat16"

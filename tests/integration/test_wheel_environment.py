@@ -27,8 +27,8 @@ def python(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def test_it_translates_without_torch(python: Path, bundle: Path) -> None:
-    assert subprocess.run([python, "-c", "import torch"], check=False, capture_output=True).returncode == 1
-    command = [python.with_name("edgeseq"), "translate", "--model", bundle]
+    assert subprocess.run([str(python), "-c", "import torch"], check=False, capture_output=True).returncode == 1
+    command = [str(python.with_name("edgeseq")), "translate", "--model", str(bundle)]
     outcome = subprocess.run(command, input="Hello.\n\nGood morning!\n", capture_output=True, text=True, check=False)
     assert outcome.returncode == 0, outcome.stderr
     lines = outcome.stdout.split("\n")
@@ -44,7 +44,7 @@ def test_what_needs_more_says_which_extra(python: Path, bundle: Path, command: s
         "evaluate": ["--model", str(bundle), "--src", str(__file__), "--ref", str(__file__)],
     }[command]
     outcome = subprocess.run(
-        [python.with_name("edgeseq"), command, *arguments], capture_output=True, text=True, check=False
+        [str(python.with_name("edgeseq")), command, *arguments], capture_output=True, text=True, check=False
     )
     assert outcome.returncode == 1
     assert f'pip install "edgeseq[{extra}]"' in outcome.stderr

@@ -178,14 +178,33 @@ def test_a_second_run_in_one_folder_needs_resume(finished: Path) -> None:
     )
 
 
-def test_resuming_with_another_model_is_refused(finished: Path) -> None:
+@pytest.mark.parametrize(
+    "changes",
+    [{"model__norm": "post"}, {"training__seed": 2, "training__batch_tokens": 50}, {"data__vocab_size": 99}],
+    ids=str,
+)
+def test_resuming_with_what_a_run_cannot_go_on_with_is_refused(finished: Path, changes: dict[str, Any]) -> None:
     before = (finished / "config.json").read_bytes()
-    config = make_config(finished.parent, model__norm="post")
+    config = make_config(finished.parent, **changes)
+    names = {"model__norm": "model"}
+    changed = ", ".join(names.get(key, key.replace("__", ".")) for key in changes)
     assert refusal(CheckpointError, lambda: train(config, finished, resume=True)) == (
-        f"{finished / 'config.json'} describes another model than the configuration; continue with the same [model] "
-        "table, or start a new run with another --out"
+        f"{finished / 'config.json'} has other values of {changed} than the configuration, and the run cannot go on "
+        "with them; continue with the old ones, or start a new run with another --out"
     )
     assert (finished / "config.json").read_bytes() == before
+
+
+def test_a_start_that_failed_can_be_repeated(tmp_path: Path, finished: Path) -> None:
+    config = make_config(tmp_path)
+    target = Path(config.data.tgt)
+    text = target.read_bytes()
+    target.write_bytes(b"")
+    with pytest.raises(DataError):
+        train(config, tmp_path / "run", resume=False)
+    target.write_bytes(text)
+    train(config, tmp_path / "run", resume=False)
+    assert (tmp_path / "run" / "model.safetensors").read_bytes() == (finished / "model.safetensors").read_bytes()
 
 
 def test_resuming_with_a_damaged_checkpoint_names_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -194,7 +213,7 @@ def test_resuming_with_a_damaged_checkpoint_names_it(tmp_path: Path, monkeypatch
         interrupt_at(patch, AlignedExits, 2)
         with pytest.raises(KeyboardInterrupt):
             train(config, tmp_path / "run", resume=False)
-    path = tmp_path / "run" / "checkpoints" / "aligned-00000002" / "optimizer.safetensors"
+    path = tmp_path / "run" / "checkpoints" / "aligned-00000002-interrupted" / "optimizer.safetensors"
     path.write_bytes(path.read_bytes()[:-10])
     text = refusal(CheckpointError, lambda: train(config, tmp_path / "run", resume=True))
     assert text.startswith(f"{path} is damaged (")

@@ -222,7 +222,7 @@ def test_resuming_from_another_models_checkpoint_names_it(tmp_path: Path, tokeni
     trainer.model.decoder.halting_units = None
     with pytest.raises(CheckpointError) as caught:
         trainer.run_phase(make_phase("aligned", RESUMED_STEPS, trainer), resume=True)
-    path = tmp_path / "checkpoints" / "aligned-00000006" / "model.safetensors"
+    path = tmp_path / "checkpoints" / "aligned-00000006-interrupted" / "model.safetensors"
     assert str(caught.value).startswith(f"{path} does not fit the model of this configuration: missing [], unknown [")
 
 
@@ -239,9 +239,39 @@ def test_a_signal_between_steps_leaves_a_checkpoint(
     with pytest.raises(KeyboardInterrupt):
         trainer.run_phase(make_phase("aligned", 9, trainer, objective), resume=False)
     assert objective.calls == 3, "the step during which the signal came is finished, and no other begun"
-    assert checkpoints(tmp_path, "aligned") == ["aligned-00000003"]
+    assert checkpoints(tmp_path, "aligned") == ["aligned-00000003-interrupted"]
     assert "stopped at step 3; a checkpoint is written, --resume continues" in capsys.readouterr().err
     assert (signal.getsignal(signal.SIGINT), signal.getsignal(signal.SIGTERM)) == before
+
+
+def test_an_interruption_changes_neither_what_is_kept_nor_what_is_averaged(
+    tmp_path: Path, tokenizer: Tokenizer
+) -> None:
+    """Its checkpoint is gone with the next one."""
+    settings: dict[str, Any] = {"valid_interval": 4, "average_checkpoints": 2, "keep_checkpoints": 2}
+    torch.manual_seed(1)
+    whole = make_trainer(tmp_path / "whole", tokenizer, **settings)
+    whole.run_phase(make_phase("aligned", 12, whole), resume=False)
+    torch.manual_seed(1)
+    for resume, at in ((False, 6), (True, 1)):
+        parts = make_trainer(tmp_path / "parts", tokenizer, **settings)
+        objective = Interrupting(make_objective("aligned"), at=at, number=signal.SIGINT)
+        with pytest.raises(KeyboardInterrupt):
+            parts.run_phase(make_phase("aligned", 12, parts, objective), resume=resume)
+    assert checkpoints(tmp_path / "parts", "aligned") == ["aligned-00000004", "aligned-00000007-interrupted"]
+    parts = make_trainer(tmp_path / "parts", tokenizer, **settings)
+    parts.run_phase(make_phase("aligned", 12, parts), resume=True)
+    assert checkpoints(tmp_path / "parts", "aligned") == ["aligned-00000008", "aligned-00000012"]
+    assert different(tensors_of(whole), tensors_of(parts)) == set()
+
+
+def test_what_a_killed_process_had_begun_to_write_is_removed(tmp_path: Path, tokenizer: Tokenizer) -> None:
+    unfinished = tmp_path / "checkpoints" / ".aligned-00000004.0123456789ab.tmp"
+    unfinished.mkdir(parents=True)
+    (unfinished / "model.safetensors").write_bytes(b"half")
+    trainer = make_trainer(tmp_path, tokenizer)
+    trainer.run_phase(make_phase("aligned", 2, trainer), resume=True)
+    assert not unfinished.exists()
 
 
 def test_a_second_signal_does_not_wait_for_the_step(tmp_path: Path, tokenizer: Tokenizer) -> None:
