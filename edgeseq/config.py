@@ -175,12 +175,13 @@ class HaltingConfig(ScheduleConfig):
 
     epochs: float = Field(1.0, gt=0)
     """Passes over the training data."""
-    oracle: Literal["likelihood", "correctness"] = "likelihood"
-    """What makes a depth good: the log-likelihood of the token, or whether it is the argmax."""
+    oracle: Literal["likelihood", "correctness", "agreement"] = "agreement"
+    """What makes a depth good: the log-likelihood of the reference token, whether that is the argmax, or whether
+    the argmax is that of the last block."""
     sigma: float = Field(0.0, ge=0)
     """Width of the kernel that smooths over neighbouring tokens; 0: the token alone."""
     depth_penalty: float = Field(0.05, ge=0)
-    """λ: what one more block must gain to be worth it."""
+    """λ: what one more block must gain to be worth it, in the oracle's own units."""
     trunk: Literal["frozen", "joint"] = "frozen"
     """Train the units alone, or everything, L = L_dec + α · L_exit, as the paper does."""
     alpha: float = Field(0.1, gt=0)

@@ -85,7 +85,7 @@ class HaltingOnFrozenTrunk:
         """Creates the objective.
 
         Args:
-            oracle: `likelihood` or `correctness`.
+            oracle: `likelihood`, `correctness` or `agreement`.
             sigma: width of the kernel over neighbouring tokens, 0 for none.
             depth_penalty: λ.
         """
@@ -113,9 +113,7 @@ class HaltingOnFrozenTrunk:
         """Computes the same, given the exit states of all blocks."""
         valid = batch.labels != PAD_ID
         with torch.no_grad():
-            scores = torch.stack(
-                [self._score(model, state, batch.labels, n) for n, state in enumerate(exit_states, start=1)], dim=-1
-            )
+            scores = self._scores(model, exit_states, batch.labels)
             target = oracle_depths(scores, valid, self.sigma, self.depth_penalty)[valid]
         log_stop = log_stop_distribution(_halting_units(model)([state[valid].float() for state in exit_states]))
         loss = exit_loss(log_stop, target)
@@ -126,12 +124,20 @@ class HaltingOnFrozenTrunk:
             "expected_depth": (log_stop.detach().exp() * blocks).sum(-1).mean(),
         }
 
-    def _score(self, model: Seq2Seq, exit_state: Tensor, labels: Tensor, block: int) -> Tensor:
-        logits = model.decoder.exit_heads(exit_state, block).float()
-        if self.oracle == "correctness":
-            return (logits.argmax(-1) == labels).float()
-        picked = logits.gather(-1, labels.unsqueeze(-1)).squeeze(-1)
-        return picked - logits.logsumexp(-1)
+    def _scores(self, model: Seq2Seq, exit_states: list[Tensor], labels: Tensor) -> Tensor:
+        """Computes how good each exit is for each token, (B, T, N)."""
+        scores, choices = [], []
+        for block, state in enumerate(exit_states, start=1):
+            logits = model.decoder.exit_heads(state, block)
+            if self.oracle == "likelihood":
+                picked = logits.gather(-1, labels.unsqueeze(-1)).squeeze(-1).float()
+                scores.append(picked - logits.float().logsumexp(-1))
+            else:
+                choices.append(logits.argmax(-1))
+        if self.oracle == "likelihood":
+            return torch.stack(scores, dim=-1)
+        wanted = labels if self.oracle == "correctness" else choices[-1]
+        return (torch.stack(choices, dim=-1) == wanted.unsqueeze(-1)).float()
 
 
 class JointHalting:

@@ -31,7 +31,9 @@ def oracle_depths(scores: Tensor, valid: Tensor, sigma: float, depth_penalty: fl
     """Picks argmax_n (score_n - λ n); the lowest depth wins ties.
 
     The score of block n is log p(y_t | h_t^n) for the likelihood oracle, and for the correctness oracle 1 where
-    y_t is the argmax at block n, else 0. With the latter, a token that no block gets right stops at block 1.
+    y_t is the argmax at block n, else 0. With the latter, a token that no block gets right stops at block 1. The
+    agreement oracle puts the argmax of block N in place of y_t: with σ = 0 it picks the lowest block that says what
+    the last one says, so that stopping there changes nothing.
 
     Args:
         scores: (B, T, N).

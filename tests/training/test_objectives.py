@@ -128,13 +128,16 @@ def scores_by_hand(model: Seq2Seq, oracle: str) -> Tensor:
             logits = model.decoder.exit_heads(state[row, column], block)
             if oracle == "likelihood":
                 scores[row, column, block - 1] = torch.log_softmax(logits, dim=-1)[label]
-            else:
+            elif oracle == "correctness":
                 scores[row, column, block - 1] = int(logits.argmax()) == label
+            else:
+                last = model.decoder.exit_heads(states[-1][row, column], BLOCKS)
+                scores[row, column, block - 1] = int(logits.argmax()) == int(last.argmax())
     return scores
 
 
 @torch.no_grad()
-@pytest.mark.parametrize("oracle", ["likelihood", "correctness"])
+@pytest.mark.parametrize("oracle", ["likelihood", "correctness", "agreement"])
 @pytest.mark.parametrize(("sigma", "penalty"), [(0.0, 0.0), (0.0, 0.3), (2.0, 0.05)])
 def test_the_exit_loss_is_that_of_the_oracles_depths(oracle: str, sigma: float, penalty: float) -> None:
     model = make_model()
@@ -152,16 +155,19 @@ def test_the_exit_loss_is_that_of_the_oracles_depths(oracle: str, sigma: float, 
     assert float(logged["expected_depth"]) == pytest.approx(mean_depth, abs=1e-5)
 
 
-def test_likelihood_and_correctness_ask_for_different_depths() -> None:
+def test_the_oracles_ask_for_different_depths() -> None:
     """Control: without this the test above could not tell them apart."""
     model = make_model()
     with torch.no_grad():
-        likelihood, correctness = (
+        likelihood, correctness, agreement = (
             oracle_depths(scores_by_hand(model, oracle), VALID, 0.0, 0.0)[VALID]
-            for oracle in ("likelihood", "correctness")
+            for oracle in ("likelihood", "correctness", "agreement")
         )
     assert not torch.equal(likelihood, correctness)
+    assert not torch.equal(likelihood, agreement)
+    assert not torch.equal(correctness, agreement)
     assert len(likelihood.unique()) > 1
+    assert len(agreement.unique()) > 1
 
 
 def test_on_a_frozen_trunk_only_the_units_learn() -> None:
