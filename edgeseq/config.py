@@ -178,6 +178,9 @@ class HaltingConfig(ScheduleConfig):
     oracle: Literal["likelihood", "correctness", "agreement"] = "agreement"
     """What makes a depth good: the log-likelihood of the reference token, whether that is the argmax, or whether
     the argmax is that of the last block."""
+    target: Literal["depth", "gain"] = "gain"
+    """What the units learn of the oracle: its one depth, by the distribution of depths as in the paper, or each by
+    itself whether any later block is worth its price."""
     sigma: float = Field(0.0, ge=0)
     """Width of the kernel that smooths over neighbouring tokens; 0: the token alone."""
     depth_penalty: float = Field(0.05, ge=0)

@@ -129,3 +129,16 @@ def exit_loss(log_stop: Tensor, oracle_depth: Tensor) -> Tensor:
         Mean per token.
     """
     return F.nll_loss(log_stop, oracle_depth - 1)
+
+
+def gain_loss(halting_logits: Tensor, stop: Tensor) -> Tensor:
+    """Cross-entropy of every halting unit by itself against whether its block is worth stopping at.
+
+    Args:
+        halting_logits: (M, N - 1), logits of χ.
+        stop: bool (M, N - 1), of `worth_stopping`.
+
+    Returns:
+        Mean per token and unit.
+    """
+    return F.binary_cross_entropy_with_logits(halting_logits, stop.to(halting_logits.dtype))

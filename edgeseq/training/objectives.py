@@ -15,8 +15,8 @@ from edgeseq.data.batching import Batch
 from edgeseq.models import Seq2Seq
 from edgeseq.modules import HaltingUnits
 from edgeseq.modules.exits import log_stop_distribution
-from edgeseq.training.losses import classify_and_score, exit_loss, sample_exits
-from edgeseq.training.oracles import oracle_depths
+from edgeseq.training.losses import classify_and_score, exit_loss, gain_loss, sample_exits
+from edgeseq.training.oracles import oracle_depths, worth_stopping
 from edgeseq_runtime.tokenizer import PAD_ID
 
 
@@ -81,15 +81,18 @@ class AlignedExits:
 class HaltingOnFrozenTrunk:
     """Phase 2: the halting units learn the oracle's depths; nothing else changes."""
 
-    def __init__(self, oracle: str, sigma: float, depth_penalty: float) -> None:
+    def __init__(self, oracle: str, target: str, sigma: float, depth_penalty: float) -> None:
         """Creates the objective.
 
         Args:
             oracle: `likelihood`, `correctness` or `agreement`.
+            target: `depth`, the oracle's one depth, against the distribution of depths as in the paper; or `gain`,
+                of each unit by itself, whether a later block is worth its price.
             sigma: width of the kernel over neighbouring tokens, 0 for none.
             depth_penalty: λ.
         """
         self.oracle = oracle
+        self.target = target
         self.sigma = sigma
         self.depth_penalty = depth_penalty
 
@@ -114,13 +117,18 @@ class HaltingOnFrozenTrunk:
         valid = batch.labels != PAD_ID
         with torch.no_grad():
             scores = self._scores(model, exit_states, batch.labels)
-            target = oracle_depths(scores, valid, self.sigma, self.depth_penalty)[valid]
-        log_stop = log_stop_distribution(_halting_units(model)([state[valid].float() for state in exit_states]))
-        loss = exit_loss(log_stop, target)
+            depths = oracle_depths(scores, valid, self.sigma, self.depth_penalty)[valid]
+        halting_logits = _halting_units(model)([state[valid].float() for state in exit_states])
+        log_stop = log_stop_distribution(halting_logits)
+        if self.target == "depth":
+            loss = exit_loss(log_stop, depths)
+        else:
+            stop = worth_stopping(scores, valid, self.sigma, self.depth_penalty)[valid]
+            loss = gain_loss(halting_logits, stop)
         blocks = torch.arange(1, len(exit_states) + 1, device=loss.device)
         return loss, {
             "exit_loss": loss.detach(),
-            "oracle_depth": target.float().mean(),
+            "oracle_depth": depths.float().mean(),
             "expected_depth": (log_stop.detach().exp() * blocks).sum(-1).mean(),
         }
 

@@ -46,3 +46,24 @@ def oracle_depths(scores: Tensor, valid: Tensor, sigma: float, depth_penalty: fl
     """
     blocks = torch.arange(1, scores.shape[-1] + 1, device=scores.device, dtype=scores.dtype)
     return (smooth_over_positions(scores, valid, sigma) - depth_penalty * blocks).argmax(-1) + 1
+
+
+def worth_stopping(scores: Tensor, valid: Tensor, sigma: float, depth_penalty: float) -> Tensor:
+    """Says of each block below N whether no later one is worth its price: score_n - λ n ≥ max_{m > n} (score_m - λ m).
+
+    `oracle_depths` names one depth and is silent about the blocks above it, although tokens whose unit did not
+    fire there arrive at them. This speaks of every block on its own.
+
+    Args:
+        scores: (B, T, N), as for `oracle_depths`.
+        valid: bool (B, T), True at real tokens.
+        sigma: as in `smooth_over_positions`.
+        depth_penalty: λ ≥ 0.
+
+    Returns:
+        bool (B, T, N - 1).
+    """
+    blocks = torch.arange(1, scores.shape[-1] + 1, device=scores.device, dtype=scores.dtype)
+    net = smooth_over_positions(scores, valid, sigma) - depth_penalty * blocks
+    best_from_here = net.flip(-1).cummax(-1).values.flip(-1)
+    return net[..., :-1] >= best_from_here[..., 1:]

@@ -134,6 +134,6 @@ def _phases(config: RunConfig) -> Iterator[Phase]:
     aligned = AlignedExits(weights, training.exits == "sampled", training.label_smoothing)
     yield Phase("aligned", aligned, training)
     if config.model.halting != "none":
-        units = HaltingOnFrozenTrunk(halting.oracle, halting.sigma, halting.depth_penalty)
+        units = HaltingOnFrozenTrunk(halting.oracle, halting.target, halting.sigma, halting.depth_penalty)
         joint = JointHalting(aligned, units, halting.alpha) if halting.trunk == "joint" else None
         yield Phase("halting", joint or units, halting)

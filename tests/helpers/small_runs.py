@@ -73,7 +73,7 @@ def make_phase(name: str, steps: int, trainer: Trainer, objective: Objective | N
 def make_objective(name: str) -> Objective:
     """The objective of a phase by its name here."""
     aligned = AlignedExits([1 / BLOCKS] * BLOCKS, True, 0.1)
-    frozen = HaltingOnFrozenTrunk("likelihood", 0.0, 0.05)
+    frozen = HaltingOnFrozenTrunk("likelihood", "depth", 0.0, 0.05)
     objectives: dict[str, Objective] = {
         "aligned": aligned,
         "frozen": frozen,

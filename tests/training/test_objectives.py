@@ -13,7 +13,7 @@ from edgeseq.models import Seq2Seq
 from edgeseq.modules.exits import log_stop_distribution
 from edgeseq.training.losses import exit_weights
 from edgeseq.training.objectives import AlignedExits, HaltingOnFrozenTrunk, JointHalting, Objective
-from edgeseq.training.oracles import oracle_depths
+from edgeseq.training.oracles import oracle_depths, worth_stopping
 from edgeseq_runtime.tokenizer import BOS_ID, EOS_ID, PAD_ID
 from small_models import DECODER_KERNEL_SIZES, balance_halting_units, small_model
 
@@ -138,10 +138,29 @@ def scores_by_hand(model: Seq2Seq, oracle: str) -> Tensor:
 
 @torch.no_grad()
 @pytest.mark.parametrize("oracle", ["likelihood", "correctness", "agreement"])
+@pytest.mark.parametrize(("sigma", "penalty"), [(0.0, 0.0), (2.0, 0.05)])
+def test_the_gain_loss_asks_every_unit_by_itself(oracle: str, sigma: float, penalty: float) -> None:
+    model = make_model()
+    loss, logged = HaltingOnFrozenTrunk(oracle, "gain", sigma, penalty).loss(model, BATCH)
+    stop = worth_stopping(scores_by_hand(model, oracle), VALID, sigma, penalty)[VALID]
+    states = model(BATCH.source, BATCH.padding_mask, BATCH.tokens)
+    units = model.decoder.halting_units
+    assert units is not None
+    chances = torch.sigmoid(units([state[VALID] for state in states]))
+    expected = float(-torch.where(stop, chances, 1 - chances).log().mean())
+    assert float(loss) == pytest.approx(expected, abs=1e-5)
+    assert float(logged["exit_loss"]) == pytest.approx(expected, abs=1e-5)
+    # Control: the other target is another loss.
+    other, _ = HaltingOnFrozenTrunk(oracle, "depth", sigma, penalty).loss(model, BATCH)
+    assert float(other) != pytest.approx(expected, abs=1e-4)
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("oracle", ["likelihood", "correctness", "agreement"])
 @pytest.mark.parametrize(("sigma", "penalty"), [(0.0, 0.0), (0.0, 0.3), (2.0, 0.05)])
 def test_the_exit_loss_is_that_of_the_oracles_depths(oracle: str, sigma: float, penalty: float) -> None:
     model = make_model()
-    loss, logged = HaltingOnFrozenTrunk(oracle, sigma, penalty).loss(model, BATCH)
+    loss, logged = HaltingOnFrozenTrunk(oracle, "depth", sigma, penalty).loss(model, BATCH)
     depths = oracle_depths(scores_by_hand(model, oracle), VALID, sigma, penalty)[VALID]
     states = model(BATCH.source, BATCH.padding_mask, BATCH.tokens)
     units = model.decoder.halting_units
@@ -171,7 +190,7 @@ def test_the_oracles_ask_for_different_depths() -> None:
 
 
 def test_on_a_frozen_trunk_only_the_units_learn() -> None:
-    model, objective = make_model(), HaltingOnFrozenTrunk("likelihood", 0.0, 0.05)
+    model, objective = make_model(), HaltingOnFrozenTrunk("likelihood", "depth", 0.0, 0.05)
     assert names_of(model, objective.parameters(model)) == UNITS
     assert gradients(objective, model).keys() == UNITS
 
@@ -186,7 +205,7 @@ def halting_losses(objective: Objective, model: Seq2Seq, **seeds: int) -> list[f
 
 def test_a_frozen_trunk_runs_without_dropout_and_keeps_its_mode() -> None:
     model = make_model(dropout=0.5).train()
-    frozen = HaltingOnFrozenTrunk("likelihood", 0.0, 0.05)
+    frozen = HaltingOnFrozenTrunk("likelihood", "depth", 0.0, 0.05)
     first, second = halting_losses(frozen, model, first=0, second=1)
     assert first == second
     assert model.training
@@ -203,7 +222,7 @@ def test_a_frozen_trunk_runs_without_dropout_and_keeps_its_mode() -> None:
 @torch.no_grad()
 def test_joint_training_adds_the_exit_loss_times_alpha() -> None:
     model = make_model()
-    aligned, halting = AlignedExits(WEIGHTS, False, SMOOTHING), HaltingOnFrozenTrunk("likelihood", 0.0, 0.05)
+    aligned, halting = AlignedExits(WEIGHTS, False, SMOOTHING), HaltingOnFrozenTrunk("likelihood", "depth", 0.0, 0.05)
     loss, logged = JointHalting(aligned, halting, 0.3).loss(model, BATCH)
     expected = float(aligned.loss(model, BATCH)[0]) + 0.3 * float(halting.loss(model, BATCH)[0])
     assert float(loss) == pytest.approx(expected, abs=1e-5)
@@ -212,7 +231,7 @@ def test_joint_training_adds_the_exit_loss_times_alpha() -> None:
 
 def test_in_joint_training_the_exit_loss_reaches_the_trunk() -> None:
     model = make_model()
-    aligned, halting = AlignedExits(WEIGHTS, False, SMOOTHING), HaltingOnFrozenTrunk("likelihood", 0.0, 0.05)
+    aligned, halting = AlignedExits(WEIGHTS, False, SMOOTHING), HaltingOnFrozenTrunk("likelihood", "depth", 0.0, 0.05)
     joint = JointHalting(aligned, halting, 0.3)
     assert names_of(model, joint.parameters(model)) == {name for name, _ in model.named_parameters()}
     together = gradients(joint, model)

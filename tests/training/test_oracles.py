@@ -8,7 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torch import Tensor
 
-from edgeseq.training.oracles import oracle_depths, smooth_over_positions
+from edgeseq.training.oracles import oracle_depths, smooth_over_positions, worth_stopping
 from ramp import greatest_difference, ramp
 
 ONE_TOKEN = torch.ones(1, 1, dtype=torch.bool)
@@ -119,3 +119,29 @@ def test_smoothing_lets_neighbours_decide() -> None:
     valid = torch.ones(1, 3, dtype=torch.bool)
     assert oracle_depths(scores, valid, 0.0, 0.05).tolist() == [[3, 1, 3]]
     assert oracle_depths(scores, valid, 2.0, 0.05).tolist() == [[3, 3, 3]]
+
+
+@given(
+    scores=st.lists(st.lists(st.floats(-5, 5), min_size=4, max_size=4), min_size=1, max_size=6),
+    penalty=st.floats(0, 1),
+)
+def test_a_block_is_worth_stopping_at_when_no_later_one_is_worth_its_price(
+    scores: list[list[float]], penalty: float
+) -> None:
+    """Against the definition, one block at a time; the lowest such block is the oracle's depth."""
+    table = torch.tensor([scores], dtype=torch.float64)
+    valid = torch.ones(table.shape[:2], dtype=torch.bool)
+    stop = worth_stopping(table, valid, 0.0, penalty)
+    depths = oracle_depths(table, valid, 0.0, penalty)
+    for token, row in enumerate(scores):
+        net = [score - penalty * block for block, score in enumerate(row, start=1)]
+        assert stop[0, token].tolist() == [net[n] >= max(net[n + 1 :]) for n in range(3)]
+        lowest = next((n for n in range(1, 4) if stop[0, token, n - 1]), 4)
+        assert lowest == int(depths[0, token])
+
+
+def test_agreement_is_worth_stopping_at_wherever_it_occurs() -> None:
+    """A token that agrees, parts and agrees again may stop at either place, not between."""
+    scores = torch.tensor([[[1.0, 0.0, 1.0, 1.0]]])
+    assert worth_stopping(scores, ONE_TOKEN, 0.0, 0.05).tolist() == [[[True, False, True]]]
+    assert oracle_depths(scores, ONE_TOKEN, 0.0, 0.05).tolist() == [[1]]
