@@ -62,15 +62,15 @@ def main() -> None:
     edgeseq("export", str(TATOEBA / "model"), "--out", str(bundle), *valid)
     translator = Translator(bundle)
     blocks = translator.manifest.model.decoder_blocks
-    print(f"\nEach token is marked by its depth: {legend(blocks)} of {blocks} decoder blocks.\n")
+    print(f"\nEach token is marked by its depth: {legend(blocks)} of {blocks} decoder blocks. ∎ ends the sentence.\n")
     for source, translation in zip(SENTENCES, translator.translate(SENTENCES), strict=True):
         print(f"  {source}\n  {tinted(translation)}\n")
 
-    announce("3. What depth buys: the 2,000 test sentences, one thread, batches of 32")
+    announce("3. What depth buys: the 2,000 test sentences, one at a time, one thread")
     sources = (TATOEBA / "test.en").read_text(encoding="utf-8").splitlines()
     references = (TATOEBA / "test.de").read_text(encoding="utf-8").splitlines()
     policies = ["full", str(blocks // 2), "adaptive"]
-    for line in table(evaluate_policies(translator, sources, references, policies, batch_size=32)):
+    for line in table(evaluate_policies(translator, sources, references, policies, batch_size=1)):
         print(line)
     print(f"\nThe bundle is {bundle}; try:\n  echo 'How are you?' | edgeseq translate --model {bundle}")
 
@@ -92,7 +92,8 @@ def announce(title: str) -> None:
 def tinted(translation: Translation) -> str:
     """Marks each piece by its depth: by colour on a terminal, by a raised figure elsewhere."""
     pairs = zip(translation.tokens, translation.depths, strict=True)
-    return "".join(mark(piece.replace("▁", " "), depth) for piece, depth in pairs).strip()
+    shown = ((piece.replace("▁", " ").replace("</s>", " ∎"), depth) for piece, depth in pairs)
+    return "".join(mark(text, depth) for text, depth in shown).strip()
 
 
 def mark(text: str, depth: int) -> str:
