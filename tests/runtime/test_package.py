@@ -25,8 +25,4 @@ def test_all_errors_have_one_root() -> None:
 
 
 def test_version_is_that_of_the_distribution() -> None:
-    try:
-        installed = metadata.version("edgeseq")
-    except metadata.PackageNotFoundError:
-        pytest.skip("edgeseq runs from its source folder")
-    assert edgeseq_runtime.__version__ == installed
+    assert edgeseq_runtime.__version__ == metadata.version("edgeseq")
