@@ -103,10 +103,9 @@ def save_checkpoint(
         write_file(temporary / "optimizer.safetensors", save(moments))
         write_file(temporary / "random.safetensors", save(random))
         write_file(temporary / "progress.json", json.dumps(asdict(progress), indent=2).encode())
-    needless = [path for path in list_checkpoints(folder, progress.phase) if path.name != name]
-    regular = regular_checkpoints(folder, progress.phase)
-    for path in needless:
-        if path not in regular[-keep:]:
+    kept = {folder / name, *regular_checkpoints(folder, progress.phase)[-keep:]}
+    for path in list_checkpoints(folder, progress.phase):
+        if path not in kept:
             shutil.rmtree(path)
 
 

@@ -67,8 +67,8 @@ def main() -> None:
         print(f"  {source}\n  {tinted(translation)}\n")
 
     announce("3. What depth buys: the 2,000 test sentences, one at a time, one thread")
-    sources = (TATOEBA / "test.en").read_text(encoding="utf-8").splitlines()
-    references = (TATOEBA / "test.de").read_text(encoding="utf-8").splitlines()
+    sources = (TATOEBA / "test.en").read_text(encoding="utf-8").split("\n")[:-1]
+    references = (TATOEBA / "test.de").read_text(encoding="utf-8").split("\n")[:-1]
     policies = ["full", str(blocks // 2), "adaptive"]
     for line in table(evaluate_policies(translator, sources, references, policies, batch_size=1)):
         print(line)
