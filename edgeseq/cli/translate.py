@@ -72,10 +72,52 @@ INPUT_REPAIRED = 2
     help="Most tokens of a translation. Default: 2 x source pieces + 10.",
 )
 @click.option(
+    "--beam-size",
+    type=click.IntRange(min=1),
+    default=1,
+    show_default=True,
+    metavar="N",
+    help="Hypotheses kept per sentence; 1 is greedy search.",
+)
+@click.option(
+    "--length-penalty",
+    type=click.FloatRange(min=0),
+    default=1.0,
+    show_default=True,
+    metavar="A",
+    help="Hypotheses are ranked by log-probability / length ** A.",
+)
+@click.option(
+    "--n-best",
+    type=click.IntRange(min=1),
+    default=1,
+    show_default=True,
+    metavar="N",
+    help="Hypotheses to write per line, at most the beam size. With more than one, each is a line "
+    "of its own: input line number ||| text ||| score.",
+)
+@click.option(
+    "--min-length",
+    type=click.IntRange(min=1),
+    default=1,
+    show_default=True,
+    metavar="N",
+    help="Fewest tokens of a translation, the end token included.",
+)
+@click.option(
+    "--no-repeat-ngram",
+    type=click.IntRange(min=0),
+    default=0,
+    show_default=True,
+    metavar="N",
+    help="Never the same N tokens in a row twice in a translation; 0 allows it.",
+)
+@click.option(
     "--trace",
     "trace_path",
     metavar="FILE.jsonl",
-    help="Also write each line's tokens and depths, one JSON object a line.",
+    help="Also write each line's tokens and depths, one JSON object a line; with a beam, of its best "
+    "hypothesis, with scores.",
 )
 def command(
     model: str,
@@ -86,6 +128,11 @@ def command(
     threads: int,
     device: str,
     max_length: int | None,
+    beam_size: int,
+    length_penalty: float,
+    n_best: int,
+    min_length: int,
+    no_repeat_ngram: int,
     trace_path: str | None,
 ) -> None:
     r"""Translate text with a bundle: one line out per line in, a blank line for a blank one.
@@ -96,17 +143,22 @@ def command(
     if trace_path == output_path:
         message = f"--output and --trace both name {output_path!r}; give them different files"
         raise click.UsageError(message)
-    from edgeseq_runtime import Translator
+    from edgeseq_runtime import BeamOptions, Translator
 
+    beam = BeamOptions(beam_size, length_penalty, n_best, min_length, no_repeat_ngram)
     with contextlib.ExitStack() as stack:
         lines = stack.enter_context(LenientLines(input_path))
         translator = Translator(model, depth=depth, device=device, threads=threads)
         stack.enter_context(_warnings_as_lines())
         output = stack.enter_context(open_output(output_path))
         trace = stack.enter_context(open_output(trace_path)) if trace_path else None
-        results = translator.translate_iter(lines, batch_size=batch_size, max_length=max_length)
+        results = translator.translate_iter(lines, batch_size=batch_size, max_length=max_length, beam=beam)
         for number, result in enumerate(results, start=1):
-            output.write(result.text)
+            if n_best == 1:
+                output.write(result.text)
+            else:
+                for hypothesis in (result, *result.alternatives):
+                    output.write(f"{number} ||| {hypothesis.text} ||| {hypothesis.score or 0.0:.4f}")
             if trace:
                 trace.write(_trace_line(number, result))
     if lines.invalid:
@@ -116,7 +168,9 @@ def command(
 
 def _trace_line(number: int, result: "Translation") -> str:
     """One line of a trace: the input line's number from 1, tokens and depths of equal length."""
-    record = {"line": number, "tokens": list(result.tokens), "depths": list(result.depths)}
+    record: dict[str, object] = {"line": number, "tokens": result.tokens, "depths": result.depths}
+    if result.score is not None:
+        record |= {"score": result.score, "token_scores": result.token_scores}
     return json.dumps(record, ensure_ascii=False)
 
 

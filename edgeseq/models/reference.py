@@ -1,4 +1,4 @@
-"""The reference decoder: greedy search that recomputes every state at every step.
+"""The reference decoder: greedy and beam search that recompute every state at every step.
 
 It keeps no history, no cache and no pending columns, so it can hardly be wrong; validation uses it, and the
 runtime is held against it. Its cost is quadratic in the length.
@@ -9,12 +9,13 @@ Dimensions: B sentences, S source and T target positions, D channels, N decoder 
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
 
 from edgeseq.models.seq2seq import Seq2Seq
+from edgeseq_runtime.beam import BeamOptions
 from edgeseq_runtime.tokenizer import BOS_ID, EOS_ID, PAD_ID
 
 
@@ -65,23 +66,13 @@ def reference_decode(
     device = next(model.parameters()).device
     source, padding_mask = pad_sources(sources, device)
     memory = model.encoder(source, padding_mask)
-    blocks = len(model.decoder.blocks)
     rows = len(sources)
     tokens = torch.full((rows, 1), BOS_ID, device=device)
     depths = torch.empty((rows, 0), dtype=torch.long, device=device)
     finished = torch.zeros(rows, dtype=torch.bool, device=device)
     limits = torch.tensor(max_lengths, device=device)
     while not bool(finished.all()):
-        # How deep the newest token goes is not known yet: let it pass all blocks, then choose.
-        open_depths = torch.cat((depths, depths.new_full((rows, 1), blocks)), dim=1)
-        states = model.decoder(tokens, memory, padding_mask, open_depths, rule.blocks)
-        newest = [state[:, -1] for state in states]
-        chosen = rule.choose(newest)
-        stacked = torch.stack(newest)  # (blocks, B, D)
-        logits = torch.empty((rows, len(model.decoder.exit_heads.weight(1))), device=device)
-        for depth in chosen.unique().tolist():
-            stopped = chosen == depth
-            logits[stopped] = model.decoder.exit_heads(stacked[depth - 1, stopped], depth).float()
+        logits, chosen = _next_logits(model, rule, tokens, depths, memory, padding_mask)
         logits[:, [PAD_ID, BOS_ID]] = float("-inf")  # nothing to say; the runtime never chooses them either
         token = logits.argmax(-1).masked_fill(finished, PAD_ID)
         tokens = torch.cat((tokens, token.unsqueeze(1)), dim=1)
@@ -92,6 +83,102 @@ def reference_decode(
         length = row_tokens.index(PAD_ID) if PAD_ID in row_tokens else len(row_tokens)
         results.append((row_tokens[:length], row_depths[:length]))
     return results
+
+
+@torch.no_grad()
+def reference_beam_search(
+    model: Seq2Seq, source: Sequence[int], rule: StopRule, max_length: int, options: BeamOptions
+) -> list[NaiveHypothesis]:
+    """Translates one sentence by beam search.
+
+    Args:
+        model: in evaluation mode.
+        source: token ids, EOS last.
+        rule: where tokens stop.
+        max_length: greatest number of tokens, EOS included.
+        options: settings of the search.
+
+    Returns:
+        The best hypotheses, best first.
+    """
+    device = next(model.parameters()).device
+    memory = model.encoder(torch.tensor([source], device=device), None)
+
+    def score_next(paths: list[list[int]], used: list[list[int]]) -> tuple[list[list[float]], list[int]]:
+        tokens = torch.tensor([[BOS_ID, *path] for path in paths], device=device)
+        depths = torch.tensor(used, dtype=torch.long, device=device).reshape(len(paths), -1)
+        logits, chosen = _next_logits(model, rule, tokens, depths, memory.expand(len(paths), -1, -1), None)
+        return torch.log_softmax(logits.double(), dim=-1).tolist(), chosen.tolist()
+
+    return naive_beam_search(score_next, max_length, options)
+
+
+@dataclass(frozen=True)
+class NaiveHypothesis:
+    """One result of a naive beam search."""
+
+    tokens: list[int]
+    depths: list[int]
+    score: float
+
+
+def naive_beam_search(
+    score_next: Callable[[list[list[int]], list[list[int]]], tuple[list[list[float]], list[int]]],
+    max_length: int,
+    options: BeamOptions,
+) -> list[NaiveHypothesis]:
+    """Follows the rules of `edgeseq_runtime.beam`, written down once more, on every continuation there is.
+
+    Args:
+        score_next: from paths of tokens and the depths these used, all equally long, to the log-probabilities of
+            every next token of each path, and to the depth used for it.
+        max_length: greatest number of tokens, EOS included.
+        options: settings of the search.
+
+    Returns:
+        The best hypotheses, best first.
+    """
+    opened = [NaiveHypothesis([], [], 0.0)]
+    closed: list[NaiveHypothesis] = []
+    while opened and len(closed) < options.size and len(opened[0].tokens) < max_length:
+        scores, depths = score_next([path.tokens for path in opened], [path.depths for path in opened])
+        continuations = [
+            NaiveHypothesis([*path.tokens, token], [*path.depths, depth], path.score + score)
+            for path, row, depth in zip(opened, scores, depths, strict=True)
+            for token, score in enumerate(row)
+            if _allowed([*path.tokens, token], options)
+        ]
+        ranked = sorted(continuations, key=lambda path: -path.score)[: 2 * options.size]
+        closed += [path for path in ranked[: options.size] if path.tokens[-1] == EOS_ID]
+        opened = [path for path in ranked if path.tokens[-1] != EOS_ID][: options.size]
+    if len(closed) < options.size:
+        closed += opened
+    scored = [replace(path, score=path.score / len(path.tokens) ** options.length_penalty) for path in closed]
+    return sorted(scored, key=lambda path: -path.score)[: options.n_best]
+
+
+def _allowed(path: list[int], options: BeamOptions) -> bool:
+    if path[-1] in (PAD_ID, BOS_ID) or (path[-1] == EOS_ID and len(path) < options.min_length):
+        return False
+    size = options.no_repeat_ngram
+    runs = [tuple(path[start : start + size]) for start in range(len(path) - size + 1)] if size else []
+    return len(runs) == len(set(runs))
+
+
+def _next_logits(
+    model: Seq2Seq, rule: StopRule, tokens: Tensor, depths: Tensor, memory: Tensor, padding_mask: Tensor | None
+) -> tuple[Tensor, Tensor]:
+    """Recomputes everything up to the newest token; gives its logits (B, V) and its depth (B,)."""
+    # How deep the newest token goes is not known yet: let it pass all blocks, then choose.
+    passing = depths.new_full((len(tokens), 1), len(model.decoder.blocks))
+    states = model.decoder(tokens, memory, padding_mask, torch.cat((depths, passing), dim=1), rule.blocks)
+    newest = torch.stack([state[:, -1] for state in states])  # (blocks, B, D)
+    chosen = rule.choose(list(newest))
+    logits = torch.empty((len(tokens), len(model.decoder.exit_heads.weight(1))), device=tokens.device)
+    for depth in chosen.unique().tolist():
+        stopped = chosen == depth
+        logits[stopped] = model.decoder.exit_heads(newest[depth - 1, stopped], depth).float()
+    return logits, chosen
 
 
 def pad_sources(sources: Sequence[Sequence[int]], device: torch.device) -> tuple[Tensor, Tensor | None]:

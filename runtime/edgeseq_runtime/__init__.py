@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING
 from edgeseq_runtime._version import __version__
 
 if TYPE_CHECKING:
+    from edgeseq_runtime.beam import BeamOptions
     from edgeseq_runtime.errors import (
         BundleError,
         DeviceError,
@@ -26,6 +27,7 @@ if TYPE_CHECKING:
     from edgeseq_runtime.translator import Translation, Translator
 
 __all__ = [
+    "BeamOptions",
     "BundleError",
     "DeviceError",
     "EdgeseqRuntimeError",
@@ -38,6 +40,7 @@ __all__ = [
 ]
 
 _HOMES = {
+    "BeamOptions": "beam",
     "BundleError": "errors",
     "DeviceError": "errors",
     "EdgeseqRuntimeError": "errors",

@@ -52,12 +52,14 @@ class Hypothesis:
     Attributes:
         tokens: Ids, eos included if it was reached within the maximum length.
         depths: Blocks used for each of them.
-        score: Mean log-probability of the tokens; None unless asked for.
+        score: Mean log-probability of the tokens, or what beam search ranks by; None unless asked for.
+        token_scores: Log-probability of each token; None unless asked for.
     """
 
     tokens: list[int]
     depths: list[int]
     score: float | None
+    token_scores: list[float] | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -110,7 +112,7 @@ def greedy(
     """
     tokens: list[list[int]] = [[] for _ in sources]
     depths: list[list[int]] = [[] for _ in sources]
-    sums = [0.0] * len(sources)
+    scores: list[list[float]] = [[] for _ in sources]
     for step in greedy_steps(decoder, sources, policy, max_lengths, rows=rows, want_scores=want_scores):
         for sentence, token, depth in zip(
             step.sentences.tolist(), step.tokens.tolist(), step.depths.tolist(), strict=True
@@ -119,10 +121,12 @@ def greedy(
             depths[sentence].append(depth)
         if step.log_probabilities is not None:
             for sentence, value in zip(step.sentences.tolist(), step.log_probabilities.tolist(), strict=True):
-                sums[sentence] += value
+                scores[sentence].append(value)
+    if not want_scores:
+        return [Hypothesis(ids, used, None) for ids, used in zip(tokens, depths, strict=True)]
     return [
-        Hypothesis(ids, used, total / len(ids) if want_scores else None)
-        for ids, used, total in zip(tokens, depths, sums, strict=True)
+        Hypothesis(ids, used, sum(values) / len(ids), values)
+        for ids, used, values in zip(tokens, depths, scores, strict=True)
     ]
 
 
@@ -141,7 +145,7 @@ def greedy_steps(
     """
     rows = len(sources) if rows is None else min(rows, len(sources))
     limits = np.asarray(max_lengths, dtype=np.int64)
-    waiting = _Waiting(decoder, sources, policy, rows)
+    waiting = Waiting(decoder, sources, policy, rows)
     state, sentences = waiting.take_batch()
     tokens = np.full(rows, BOS_ID, dtype=np.int64)
     generated = np.zeros(rows, dtype=np.int64)
@@ -163,62 +167,82 @@ def greedy_steps(
             sentences, tokens, generated = sentences[parents], tokens[parents], generated[parents]
 
 
-class _Waiting(Generic[State]):
-    """Sentences that wait for a row: encoded a batch at a time, handed out one by one."""
+class Waiting(Generic[State]):
+    """Sentences that wait for their turn: encoded a batch at a time, handed out one by one.
+
+    A sentence takes a place of the batch: one row, or as many as it has hypotheses.
+    """
 
     def __init__(
-        self, decoder: Decoder[State], sources: Sequence[Sequence[int]], policy: DepthPolicy, rows: int
+        self,
+        decoder: Decoder[State],
+        sources: Sequence[Sequence[int]],
+        policy: DepthPolicy,
+        places: int,
+        hypotheses: int = 1,
     ) -> None:
+        """Let all of them wait.
+
+        Args:
+            decoder: Encodes them.
+            sources: Ids of each sentence.
+            policy: Decides depths.
+            places: Sentences of a batch.
+            hypotheses: Rows of a place: place p has those from p * hypotheses on.
+        """
         self._decoder = decoder
         self._sources = sources
         self._policy = policy
-        self._rows = rows
+        self._places = places
+        self._hypotheses = np.arange(hypotheses)
         self._encoded = 0  # sentences encoded so far
         self._begun = 0  # sentences handed out so far
         self._first = 0  # sentence in row 0 of the newest batch
         self._batch: State | None = None
 
     def take_batch(self) -> tuple[State, IntArray]:
-        """Encode a batch and hand out all of it: its state, and the sentence of each row."""
+        """Encode a batch and hand out all of it: its state, a row a sentence, and the sentence of each place."""
         state = self._encode()
         sentences = np.arange(self._begun, self._encoded, dtype=np.int64)
         self._begun = self._encoded
         return state, sentences
 
     def fill(self, state: State, free: IntArray, sentences: IntArray) -> tuple[IntArray, IntArray]:
-        """Give free rows to sentences that wait.
+        """Give free places to sentences that wait.
 
         Args:
             state: The batch being decoded.
-            free: Its rows that are free.
-            sentences: The sentence of each row; updated in place.
+            free: Its places that are free.
+            sentences: The sentence of each place; updated in place.
 
         Returns:
-            The rows that got a sentence, and those that did not.
+            The places that got a sentence, and those that did not.
         """
         filled = 0
         while filled < len(free) and self._begun < len(self._sources):
             if self._batch is None or self._begun == self._encoded:
                 self._batch = self._encode()
             number = min(len(free) - filled, self._encoded - self._begun)
-            rows = free[filled : filled + number]
+            places = free[filled : filled + number]
             begun = np.arange(self._begun, self._begun + number, dtype=np.int64)
-            self._decoder.adopt(state, rows, self._batch, begun - self._first)
-            sentences[rows] = begun
+            rows = places[:, None] * len(self._hypotheses) + self._hypotheses
+            of_batch = np.repeat(begun - self._first, len(self._hypotheses))
+            self._decoder.adopt(state, rows.reshape(-1), self._batch, of_batch)
+            sentences[places] = begun
             self._begun += number
             filled += number
         return free[:filled], free[filled:]
 
     def _encode(self) -> State:
         self._first = self._encoded
-        batch = self._sources[self._first : self._first + self._rows]
+        batch = self._sources[self._first : self._first + self._places]
         self._encoded += len(batch)
         return self._decoder.encode(batch, self._policy)
 
 
 def _choose(logits: FloatArray, *, want_scores: bool) -> tuple[IntArray, FloatArray | None]:
     """Best token of each row, and its log-probability among all ids (pad and bos included)."""
-    normaliser = _log_sum_exp(logits) if want_scores else None
+    normaliser = log_sum_exp(logits) if want_scores else None
     logits[:, PAD_ID] = -np.inf
     logits[:, BOS_ID] = -np.inf
     tokens = logits.argmax(axis=-1)
@@ -228,7 +252,8 @@ def _choose(logits: FloatArray, *, want_scores: bool) -> tuple[IntArray, FloatAr
     return tokens, chosen
 
 
-def _log_sum_exp(logits: FloatArray) -> FloatArray:
+def log_sum_exp(logits: FloatArray) -> FloatArray:
+    """Log of the summed exponentials of each row: (rows, vocab) to (rows,)."""
     highest = logits.max(axis=-1)
     result: FloatArray = np.log(np.exp(logits - highest[:, None]).sum(axis=-1)) + highest
     return result

@@ -7,11 +7,12 @@ A Translator may be shared by threads: everything a call changes belongs to that
 import itertools
 import warnings
 from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import overload
 
 from edgeseq_runtime._version import __version__
+from edgeseq_runtime.beam import BeamOptions, beam_search
 from edgeseq_runtime.bundle import Bundle, load_bundle
 from edgeseq_runtime.engine import Engine
 from edgeseq_runtime.errors import InputError, TruncationWarning
@@ -32,6 +33,7 @@ WINDOW_BATCHES = 16
 """Batches' worth of lines that translate_iter reads ahead, to batch lines of similar length."""
 
 _SHOWN_CHARACTERS = 40
+_GREEDY = BeamOptions(size=1)
 
 
 @dataclass(frozen=True)
@@ -42,8 +44,11 @@ class Translation:
         text: The translation; empty for blank input.
         tokens: Its pieces, EOS included unless the maximum length was reached first.
         depths: Decoder blocks used for each token.
-        score: Mean log-probability of the tokens; None unless asked for, or for blank input.
+        score: Mean log-probability of the tokens, or with a beam what it ranks by; None unless asked
+            for, or for blank input.
         source_pieces: Pieces of the input that were translated, EOS included; 0 for blank input.
+        token_scores: Log-probability of each token; None where ``score`` is.
+        alternatives: The other hypotheses of an n-best beam, best first.
     """
 
     text: str
@@ -51,6 +56,8 @@ class Translation:
     depths: list[int]
     score: float | None
     source_pieces: int
+    token_scores: list[float] | None = None
+    alternatives: list["Translation"] = field(default_factory=list)
 
 
 @dataclass(frozen=True, slots=True)
@@ -61,6 +68,12 @@ class _Options:
     batch_size: int
     max_length: int | None
     scores: bool
+    beam: BeamOptions
+
+    @property
+    def greedy(self) -> bool:
+        """Whether a beam would do nothing but take the best token at each step."""
+        return self.beam == _GREEDY
 
     def limit(self, source: Sequence[int]) -> int:
         """Most tokens of a source's translation, EOS included."""
@@ -116,18 +129,19 @@ class Translator:
         """The depth policy of calls that name none."""
         return self._policy
 
-    def signature(self, depth: str | int | None = None) -> str:
+    def signature(self, depth: str | int | None = None, beam: int | BeamOptions = 1) -> str:
         """Everything that a score made with this Translator depends on, in one line.
 
         Args:
             depth: The depth policy of the call; None means the Translator's own.
+            beam: The beam of the call.
         """
         parts = {
             "bundle": self._bundle.sha256[:12],
             "provider": self._engine.provider,
             "threads": str(self._engine.threads),
             "depth": self._resolve(depth).name,
-            "beam": "1",
+            "beam": str(_beam_options(beam)),
             "edgeseq": __version__,
             "onnxruntime": onnxruntime_version(),
         }
@@ -142,6 +156,7 @@ class Translator:
         depth: str | int | None = ...,
         max_length: int | None = ...,
         scores: bool = ...,
+        beam: int | BeamOptions = ...,
     ) -> Translation: ...
 
     @overload
@@ -153,6 +168,7 @@ class Translator:
         depth: str | int | None = ...,
         max_length: int | None = ...,
         scores: bool = ...,
+        beam: int | BeamOptions = ...,
     ) -> list[Translation]: ...
 
     def translate(
@@ -163,6 +179,7 @@ class Translator:
         depth: str | int | None = None,
         max_length: int | None = None,
         scores: bool = False,
+        beam: int | BeamOptions = 1,
     ) -> Translation | list[Translation]:
         """Translate one text, or a list of texts.
 
@@ -173,7 +190,8 @@ class Translator:
             depth: Depth policy of this call; None means the Translator's own.
             max_length: Most tokens per translation, EOS included; None means
                 ``max(10, 2 * source pieces + 10)``.
-            scores: Whether to compute scores.
+            scores: Whether to compute scores. A beam always does.
+            beam: Hypotheses kept per sentence, or all settings of a beam search; 1 is greedy search.
 
         Returns:
             One Translation for a str, a list in the same order for a list.
@@ -188,7 +206,9 @@ class Translator:
                 f"expected a str or a list of str, got {type(text).__name__}: for other iterables use translate_iter"
             )
         results = list(
-            self.translate_iter(lines, batch_size=batch_size, depth=depth, max_length=max_length, scores=scores)
+            self.translate_iter(
+                lines, batch_size=batch_size, depth=depth, max_length=max_length, scores=scores, beam=beam
+            )
         )
         return results[0] if isinstance(text, str) else results
 
@@ -200,6 +220,7 @@ class Translator:
         depth: str | int | None = None,
         max_length: int | None = None,
         scores: bool = False,
+        beam: int | BeamOptions = 1,
     ) -> Iterator[Translation]:
         """Translate any number of lines in bounded memory, in order.
 
@@ -209,7 +230,7 @@ class Translator:
         """
         if isinstance(lines, str):
             raise InputError(f"expected an iterable of lines, got the str {lines[:_SHOWN_CHARACTERS]!r}")
-        options = self._options(batch_size, depth, max_length, scores=scores)
+        options = self._options(batch_size, depth, max_length, beam, scores=scores)
         return self._translate_windows(iter(lines), options)
 
     def stream(self, text: str, *, depth: str | int | None = None, max_length: int | None = None) -> Iterator[str]:
@@ -218,7 +239,7 @@ class Translator:
         Concatenated, the pieces equal ``translate(text).text``. Arguments are those of
         :meth:`translate`.
         """
-        options = self._options(1, depth, max_length, scores=False)
+        options = self._options(1, depth, max_length, _GREEDY, scores=False)
         source = self._source_ids(text)
         return self._stream_pieces(source, options) if source else iter(())
 
@@ -229,11 +250,19 @@ class Translator:
     def _resolve(self, depth: str | int | None) -> DepthPolicy:
         return self._policy if depth is None else self._bundle.policy(depth)
 
-    def _options(self, batch_size: int, depth: str | int | None, max_length: int | None, *, scores: bool) -> _Options:
+    def _options(
+        self,
+        batch_size: int,
+        depth: str | int | None,
+        max_length: int | None,
+        beam: int | BeamOptions,
+        *,
+        scores: bool,
+    ) -> _Options:
         for name, value in (("batch_size", batch_size), ("max_length", max_length)):
             if value is not None and value < 1:
                 raise InputError(f"{name} is {value}, expected at least 1")
-        return _Options(self._resolve(depth), batch_size, max_length, scores)
+        return _Options(self._resolve(depth), batch_size, max_length, scores, _beam_options(beam))
 
     def _source_ids(self, text: str) -> list[int]:
         """Ids with eos, truncated with a warning; none at all for blank text."""
@@ -258,31 +287,38 @@ class Translator:
     def _translate_window(self, sources: list[list[int]], options: _Options) -> Iterator[Translation]:
         """Decode sentences of similar length together, and give results in the order of the lines."""
         results: dict[int, Translation] = {}
-        for group, rows in _groups([len(source) for source in sources], options.batch_size):
+        hypotheses_each = options.beam.size
+        for group, places in _groups([len(source) for source in sources], options.batch_size, hypotheses_each):
             chosen = [sources[index] for index in group]
-            hypotheses = greedy(
-                self._engine,
-                chosen,
-                options.policy,
-                [options.limit(source) for source in chosen],
-                rows=rows,
-                want_scores=options.scores,
-            )
-            for index, source, hypothesis in zip(group, chosen, hypotheses, strict=True):
-                results[index] = self._translation(source, hypothesis)
+            for index, source, hypotheses in zip(group, chosen, self._search(chosen, places, options), strict=True):
+                results[index] = self._translation(source, hypotheses)
         blank = Translation(text="", tokens=[], depths=[], score=None, source_pieces=0)
         for index in range(len(sources)):
             yield results.pop(index, blank)
 
-    def _translation(self, source: list[int], hypothesis: Hypothesis) -> Translation:
+    def _search(self, sources: list[list[int]], places: int, options: _Options) -> list[list[Hypothesis]]:
+        """Decode sentences: the hypotheses of each, best first."""
+        limits = [options.limit(source) for source in sources]
+        if not options.greedy:
+            return beam_search(self._engine, sources, options.policy, limits, options.beam, places=places)
+        best = greedy(self._engine, sources, options.policy, limits, rows=places, want_scores=options.scores)
+        return [[hypothesis] for hypothesis in best]
+
+    def _translation(self, source: list[int], hypotheses: list[Hypothesis]) -> Translation:
         tokenizer = self._bundle.tokenizer
-        return Translation(
-            text=tokenizer.decode(hypothesis.tokens),
-            tokens=tokenizer.pieces(hypothesis.tokens),
-            depths=hypothesis.depths,
-            score=hypothesis.score,
-            source_pieces=len(source),
-        )
+        best, *others = [
+            Translation(
+                text=tokenizer.decode(hypothesis.tokens),
+                tokens=tokenizer.pieces(hypothesis.tokens),
+                depths=hypothesis.depths,
+                score=hypothesis.score,
+                source_pieces=len(source),
+                token_scores=hypothesis.token_scores,
+            )
+            for hypothesis in hypotheses
+        ]
+        best.alternatives.extend(others)
+        return best
 
     def _stream_pieces(self, source: list[int], options: _Options) -> Iterator[str]:
         tokens: list[int] = []
@@ -300,21 +336,27 @@ class Translator:
             yield rest
 
 
-def _groups(lengths: list[int], batch_size: int) -> Iterator[tuple[list[int], int]]:
+def _beam_options(beam: int | BeamOptions) -> BeamOptions:
+    return BeamOptions(size=beam) if isinstance(beam, int) else beam
+
+
+def _groups(lengths: list[int], batch_size: int, hypotheses: int) -> Iterator[tuple[list[int], int]]:
     """Group non-empty sources by length, longest first, for one search each.
 
     Yields:
-        Indices, and the number of rows that MAX_BATCH_POSITIONS allows their longest: all sources
-        that may share a full batch form one group.
+        Indices, and the number of sentences that MAX_BATCH_POSITIONS allows for their longest: all
+        sources that may share a full batch form one group.
     """
     present = (index for index, length in enumerate(lengths) if length)
     order = sorted(present, key=lengths.__getitem__, reverse=True)
-    for rows, group in itertools.groupby(order, lambda index: _rows_allowed(lengths[index], batch_size)):
-        if rows > 1:
-            yield list(group), rows
+    allowed = ((index, _places_allowed(lengths[index] * hypotheses, batch_size)) for index in order)
+    for places, group in itertools.groupby(allowed, lambda pair: pair[1]):
+        indices = [index for index, _ in group]
+        if places > 1:
+            yield indices, places
         else:  # nothing is shared, and each search returns its memory before the next begins
-            yield from (([index], 1) for index in group)
+            yield from (([index], 1) for index in indices)
 
 
-def _rows_allowed(length: int, batch_size: int) -> int:
+def _places_allowed(length: int, batch_size: int) -> int:
     return max(1, min(batch_size, MAX_BATCH_POSITIONS // padded_length(length)))

@@ -2,9 +2,10 @@
 
 import warnings
 from collections.abc import Iterable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import ClassVar
 
+from edgeseq_runtime.beam import BeamOptions
 from edgeseq_runtime.errors import BundleError, TruncationWarning
 
 
@@ -15,10 +16,13 @@ class FakeTranslation:
     text: str
     tokens: list[str]
     depths: list[int]
+    score: float | None = None
+    token_scores: list[float] | None = None
+    alternatives: list["FakeTranslation"] = field(default_factory=list)
 
 
 class FakeTranslator:
-    """Answers each line at once; some words make it misbehave.
+    """Answers each line at once, with a beam also in lower case; some words make it misbehave.
 
     ``!raise`` in a line raises what `error` holds, ``!long`` warns of truncation, ``!break`` puts
     line ends into the translation.
@@ -36,8 +40,10 @@ class FakeTranslator:
     def __init__(self, path: str, **settings: object) -> None:
         self.calls.append({"path": path, **settings})
 
-    def translate_iter(self, lines: Iterable[str], **settings: object) -> Iterator[FakeTranslation]:
-        self.calls.append(settings)
+    def translate_iter(
+        self, lines: Iterable[str], *, beam: BeamOptions, **settings: object
+    ) -> Iterator[FakeTranslation]:
+        self.calls.append({"beam": beam, **settings})
         for line in lines:
             self.lines.append(line)
             if "!raise" in line:
@@ -45,8 +51,16 @@ class FakeTranslator:
             if "!long" in line:
                 warnings.warn("a line was cut", TruncationWarning, stacklevel=2)
             text = "one\ntwo\r\nthree" if "!break" in line else line.upper()
-            words = text.split()
-            yield FakeTranslation(text, [*words, "</s>"] if words else [], self._depths(words))
+            best = self._translation(text, -1.0 if beam.size > 1 else None)
+            others = [self._translation(text.lower(), -float(rank)) for rank in range(2, beam.n_best + 1)]
+            best.alternatives.extend(others)
+            yield best
+
+    def _translation(self, text: str, score: float | None) -> FakeTranslation:
+        words = text.split()
+        tokens = [*words, "</s>"] if words else []
+        scores = None if score is None else [score for _ in tokens]
+        return FakeTranslation(text, tokens, self._depths(words), score, scores)
 
     @staticmethod
     def _depths(words: list[str]) -> list[int]:

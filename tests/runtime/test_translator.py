@@ -116,10 +116,12 @@ def test_batch_of_one_reads_nothing_ahead(translator: Translator) -> None:
 def test_groups_share_a_batch_within_bounds(monkeypatch: pytest.MonkeyPatch) -> None:
     """Longest first; blank lines nowhere; long sentences in groups of fewer rows."""
     lengths = [9, 0, 2, 30, 3, 0, 8]
-    assert list(translator_module._groups(lengths, 2)) == [([3, 0, 6, 4, 2], 2)]
+    assert list(translator_module._groups(lengths, 2, 1)) == [([3, 0, 6, 4, 2], 2)]
     monkeypatch.setattr(translator_module, "MAX_BATCH_POSITIONS", 24)
-    assert list(translator_module._groups(lengths, 3)) == [([3], 1), ([0], 2), ([6, 4, 2], 3)]
-    assert list(translator_module._groups(lengths, 1)) == [([index], 1) for index in (3, 0, 6, 4, 2)]
+    assert list(translator_module._groups(lengths, 3, 1)) == [([3], 1), ([0], 2), ([6, 4, 2], 3)]
+    assert list(translator_module._groups(lengths, 1, 1)) == [([index], 1) for index in (3, 0, 6, 4, 2)]
+    # A beam of two takes two rows a sentence.
+    assert list(translator_module._groups(lengths, 3, 2)) == [([3], 1), ([0], 1), ([6], 1), ([4, 2], 3)]
 
 
 def test_overlong_input_is_truncated_with_a_warning(translator: Translator, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -14,6 +14,7 @@ import pytest
 
 import edgeseq_runtime
 from command_line import Outcome, run_edgeseq
+from edgeseq_runtime.beam import BeamOptions
 from edgeseq_runtime.errors import BundleError
 from fake_translator import FakeTranslator
 
@@ -220,6 +221,24 @@ def test_trace_holds_tokens_and_depths_of_each_line(tmp_path: Path) -> None:
     assert '"DÄ"' in lines[0]
 
 
+def test_trace_with_a_beam_holds_scores_too(tmp_path: Path) -> None:
+    path = tmp_path / "trace.jsonl"
+    translate("--trace", path, "--beam-size", 2, stdin=b"a\n")
+    assert [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()] == [
+        {"line": 1, "tokens": ["A", "</s>"], "depths": [1, 6], "score": -1.0, "token_scores": [-1.0, -1.0]}
+    ]
+
+
+def test_several_hypotheses_are_lines_of_their_own() -> None:
+    outcome = translate("--beam-size", 3, "--n-best", 2, stdin=b"a b\nc\n")
+    assert outcome.lines == [
+        "1 ||| A B ||| -1.0000",
+        "1 ||| a b ||| -2.0000",
+        "2 ||| C ||| -1.0000",
+        "2 ||| c ||| -2.0000",
+    ]
+
+
 # Options
 
 
@@ -227,10 +246,12 @@ def test_options_reach_the_translator() -> None:
     translate(
         *("--depth", "halting:0.4", "--batch-size", 7, "--threads", 2),
         *("--device", "cpu", "--max-length", 50),
+        *("--beam-size", 5, "--length-penalty", 0.6, "--n-best", 3, "--min-length", 2, "--no-repeat-ngram", 4),
     )
+    beam = BeamOptions(size=5, length_penalty=0.6, n_best=3, min_length=2, no_repeat_ngram=4)
     assert FakeTranslator.calls == [
         {"path": "b", "depth": "halting:0.4", "device": "cpu", "threads": 2},
-        {"batch_size": 7, "max_length": 50},
+        {"batch_size": 7, "max_length": 50, "beam": beam},
     ]
 
 
@@ -238,7 +259,7 @@ def test_defaults_leave_the_choice_to_the_bundle() -> None:
     translate()
     assert FakeTranslator.calls == [
         {"path": "b", "depth": None, "device": "auto", "threads": 1},
-        {"batch_size": 32, "max_length": None},
+        {"batch_size": 32, "max_length": None, "beam": BeamOptions(size=1)},
     ]
 
 
