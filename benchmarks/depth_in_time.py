@@ -12,7 +12,7 @@ from __future__ import annotations
 import statistics
 import time
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
 import click
@@ -38,6 +38,9 @@ COLUMNS = (
 )
 
 
+TURN_BATCHES = 6  # a turn: long enough that its last, half-empty batch weighs little
+
+
 class TimedEngine(Engine):
     """An engine that knows how long it has encoded."""
 
@@ -53,13 +56,19 @@ class TimedEngine(Engine):
 
 @dataclass
 class Measurement:
-    """Rounds of one policy."""
+    """Rounds of one policy; the counts are those of the newest."""
 
-    decoder_seconds: list[float]
-    encoder_seconds: list[float]
+    decoder_seconds: list[float] = field(default_factory=list)
+    encoder_seconds: list[float] = field(default_factory=list)
     tokens: int = 0
     depth_sum: int = 0
     flops: int = 0
+
+    def begin_round(self) -> None:
+        """Starts times and counts anew."""
+        self.decoder_seconds.append(0.0)
+        self.encoder_seconds.append(0.0)
+        self.tokens = self.depth_sum = self.flops = 0
 
 
 @click.command(help=__doc__)
@@ -83,17 +92,22 @@ def main(
     bundle = load_bundle(path)
     engine = TimedEngine(path, bundle.manifest.model, device="cpu", threads=threads)
     lines = text.read_text(encoding="utf-8").split("\n")[:sentences]
-    sources = sorted(([*bundle.tokenizer.encode(line), EOS_ID] for line in lines if line), key=len)
+    sources = sorted(([*bundle.tokenizer.encode(line), EOS_ID] for line in lines if line), key=len, reverse=True)
     click.echo("| " + " | ".join(COLUMNS) + " |")
     click.echo("|---" * len(COLUMNS) + "|")
     for batch_size in batch_sizes:
         policies = {name: bundle.policy(name) for name in ("full", *depths)}
-        measurements = {name: Measurement([], []) for name in policies}
+        measurements = {name: Measurement() for name in policies}
         for policy in policies.values():  # warm-up
             run(engine, sources[:batch_size], policy, batch_size)
         for _ in range(rounds):
-            for name, policy in policies.items():
-                measure(bundle, engine, sources, policy, batch_size, measurements[name])
+            for measurement in measurements.values():
+                measurement.begin_round()
+            # In turn on every few batches: a machine's speed drifts within a round.
+            for start in range(0, len(sources), TURN_BATCHES * batch_size):
+                chunk = sources[start : start + TURN_BATCHES * batch_size]
+                for name, policy in policies.items():
+                    measure(bundle, engine, chunk, policy, batch_size, measurements[name])
         for name, policy in policies.items():
             click.echo(row(batch_size, policy.name, measurements[name], measurements["full"]))
 
@@ -112,20 +126,20 @@ def measure(
     batch_size: int,
     measurement: Measurement,
 ) -> None:
-    """Adds one round."""
+    """Adds some sentences to the newest round."""
     engine.encoder_seconds = 0.0
     started = time.perf_counter()
     results = run(engine, sources, policy, batch_size)
     seconds = time.perf_counter() - started
-    measurement.decoder_seconds.append(seconds - engine.encoder_seconds)
-    measurement.encoder_seconds.append(engine.encoder_seconds)
+    measurement.decoder_seconds[-1] += seconds - engine.encoder_seconds
+    measurement.encoder_seconds[-1] += engine.encoder_seconds
     halting = isinstance(policy, Halting)
     flops = DecoderFlops()
     for source, result in zip(sources, results, strict=True):
         flops += decoder_flops(bundle.manifest.model, len(source), result.depths, halting=halting)
-    measurement.tokens = sum(len(result.tokens) for result in results)
-    measurement.depth_sum = sum(sum(result.depths) for result in results)
-    measurement.flops = flops.total
+    measurement.tokens += sum(len(result.tokens) for result in results)
+    measurement.depth_sum += sum(sum(result.depths) for result in results)
+    measurement.flops += flops.total
 
 
 def row(batch_size: int, name: str, measurement: Measurement, full: Measurement) -> str:

@@ -30,7 +30,6 @@ COMMANDS = {
 _EXTRA_OF_MODULE = {
     "torch": "train",
     "onnx": "train",
-    "onnxscript": "train",
     "safetensors": "train",
     "rich": "train",
     "tensorboard": "train",

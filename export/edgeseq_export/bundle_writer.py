@@ -1,4 +1,4 @@
-"""From a training run to a bundle: split, trace, compare, measure, publish; all of it or nothing."""
+"""From a training run to a bundle: split, write, compare, measure, publish; all of it or nothing."""
 
 from __future__ import annotations
 
@@ -17,8 +17,8 @@ from edgeseq.training.run import load_run
 from edgeseq_export.decoding_parity import MAX_TIE_SHARE, TIE_MARGIN, compare_decoding
 from edgeseq_export.errors import ExportError
 from edgeseq_export.facts import model_facts
-from edgeseq_export.graphs import GraphPart, split_model
-from edgeseq_export.onnx_graph import trace_graph
+from edgeseq_export.graphs import split_model
+from edgeseq_export.onnx_graphs import write_graph
 from edgeseq_export.operating_point import Measured, measure_policies
 from edgeseq_export.parity import compare_graph, failed_rows, format_rows
 from edgeseq_runtime import Translator, __version__
@@ -101,18 +101,14 @@ def export_run(run: Path, bundle: Path, validation: ValidationText | None) -> Ma
 def _write_graphs(model: Seq2Seq, facts: ModelFacts, folder: Path) -> list[ParityRow]:
     rows = []
     for seed, part in enumerate(split_model(model, facts), start=_SEED):
-        rows.append(_write_graph(part, folder, seed))
+        graph = write_graph(part)
+        write_file(folder / part.signature.file, graph.SerializeToString(deterministic=True))
+        rows.append(compare_graph(part, facts, graph, seed))
     failed = failed_rows(rows)
     if failed:
         names = ", ".join(row.graph for row in failed)
         raise ExportError(f"{names} differ(s) from torch; no bundle is written.\n{format_rows(rows)}")
     return rows
-
-
-def _write_graph(part: GraphPart, folder: Path, seed: int) -> ParityRow:
-    graph = trace_graph(part)
-    write_file(folder / part.signature.file, graph.SerializeToString(deterministic=True))
-    return compare_graph(part, graph, seed)
 
 
 def _write_predictors(model: Seq2Seq, folder: Path) -> HaltingUnits | None:

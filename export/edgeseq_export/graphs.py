@@ -1,7 +1,8 @@
 """The parts of a model as modules with explicit inputs and outputs, one for each graph of a bundle.
 
 Each computes what the trained modules compute, takes its inputs in the order of its signature and returns
-its outputs in that order; state comes in and new columns go out. Nothing here knows of ONNX.
+its outputs in that order. State comes in whole and goes out with the parts that changed replaced. Nothing here knows
+of ONNX: these modules are what the graphs are compared with.
 """
 
 from __future__ import annotations
@@ -30,15 +31,16 @@ class EncoderGraph(nn.Module):
 
 
 class EmbedGraph(nn.Module):
-    """tokens, position → x."""
+    """tokens, position_vectors, states, own_cells → next_states."""
 
     def __init__(self, embedding: TokenEmbedding) -> None:
         super().__init__()
         self.embedding = embedding
 
-    def forward(self, tokens: Tensor, position: Tensor) -> Tensor:
-        """Embeds int64 (rows, positions) into (rows, positions, d)."""
-        return self.embedding(tokens, position)
+    def forward(self, tokens: Tensor, position_vectors: Tensor, states: Tensor, own_cells: Tensor) -> Tensor:
+        """Puts the embedding of each row's token (rows,) into its cell of (cells, d)."""
+        x = self.embedding.table(tokens) * self.embedding.scale + position_vectors
+        return states.index_copy(0, own_cells.squeeze(1), x)
 
 
 class CrossGraph(nn.Module):
@@ -54,56 +56,61 @@ class CrossGraph(nn.Module):
 
 
 class BlockGraph(nn.Module):
-    """x, history, cross_key, cross_value, source_bias → next_x, exit_state, columns."""
+    """A step of a block on some rows of a batch, reading and writing state through indices."""
 
     def __init__(self, block: DecoderBlock) -> None:
         super().__init__()
         self.block = block
 
     def forward(
-        self, x: Tensor, history: Tensor, cross_key: Tensor, cross_value: Tensor, source_bias: Tensor
+        self,
+        states: Tensor,
+        exit_states: Tensor,
+        columns: Tensor,
+        cross_key: Tensor,
+        cross_value: Tensor,
+        source_bias: Tensor,
+        active_rows: Tensor,
+        own_cells: Tensor,
+        read_cells: Tensor,
+        written_columns: Tensor,
+        tap_places: Tensor,
     ) -> tuple[Tensor, Tensor, Tensor]:
-        """Runs new positions (rows, positions, d)."""
-        return self.block.step(x, history, cross_key, cross_value, source_bias)
+        """Runs the block's own step, on histories read off the rings by the order of their taps.
 
-
-class HistorylessBlockGraph(nn.Module):
-    """The same for a convolution of one tap, which reads no history."""
-
-    def __init__(self, block: DecoderBlock) -> None:
-        super().__init__()
-        self.block = block
-
-    def forward(
-        self, x: Tensor, cross_key: Tensor, cross_value: Tensor, source_bias: Tensor
-    ) -> tuple[Tensor, Tensor, Tensor]:
-        """Runs new positions (rows, positions, d)."""
-        return self.block.step(x, x[:, :0], cross_key, cross_value, source_bias)
-
-
-class BackfillGraph(nn.Module):
-    """states → columns."""
-
-    def __init__(self, block: DecoderBlock) -> None:
-        super().__init__()
-        self.block = block
-
-    def forward(self, states: Tensor) -> Tensor:
-        """Projects copied states (pending, d)."""
-        return self.block.backfill(states)
+        Shapes are those of the graph's signature, results next_states, next_exit_states, next_columns.
+        """
+        active, own = active_rows.squeeze(1), own_cells.squeeze(1)
+        column_dim = columns.shape[1]
+        pending = self.block.backfill(states[read_cells[len(active) :]])
+        _, heads, kernel_size = tap_places.shape
+        # Place of each tap, from the oldest column to the newest, in the rings of the active rows.
+        order = tap_places.argsort(-1)  # (n, H, K)
+        written = written_columns.squeeze(1)
+        filled = columns.index_copy(0, written[len(active) * heads :], pending.reshape(-1, column_dim))
+        rings = filled.view(-1, heads, kernel_size, column_dim)[active]
+        history = rings.gather(2, order.unsqueeze(-1).expand_as(rings)).transpose(1, 2).flatten(2)[:, :-1]
+        next_x, exit_state, new = self.block.step(
+            states[own].unsqueeze(1), history, cross_key[active], cross_value[active], source_bias[active]
+        )
+        return (
+            states.index_copy(0, own, next_x.squeeze(1)),
+            exit_states.index_copy(0, active, exit_state.squeeze(1)),
+            filled.index_copy(0, written[: len(active) * heads], new.reshape(-1, column_dim)),
+        )
 
 
 class HeadGraph(nn.Module):
-    """exit_state → logits."""
+    """exit_states → logits."""
 
     def __init__(self, heads: ExitHeads, block: int) -> None:
         super().__init__()
         self.heads = heads
         self.block = block
 
-    def forward(self, exit_state: Tensor) -> Tensor:
+    def forward(self, exit_states: Tensor) -> Tensor:
         """Classifies (rows, d) into (rows, vocab)."""
-        return self.heads(exit_state, self.block)
+        return self.heads(exit_states, self.block)
 
 
 @dataclass(frozen=True)
@@ -133,6 +140,4 @@ def _part(model: Seq2Seq, signature: GraphSignature) -> nn.Module:
     assert isinstance(block, DecoderBlock)
     if signature.role == "cross":
         return CrossGraph(block.cross_attention)
-    if signature.role == "backfill":
-        return BackfillGraph(block)
-    return BlockGraph(block) if block.kernel_size > 1 else HistorylessBlockGraph(block)
+    return BlockGraph(block)

@@ -9,60 +9,63 @@ import numpy as np
 import onnx
 import onnxruntime
 import torch
-from numpy.typing import NDArray
 from torch import Tensor
 
+from edgeseq_export.example_inputs import example_inputs
 from edgeseq_export.graphs import GraphPart
-from edgeseq_export.onnx_graph import example_inputs
-from edgeseq_runtime.manifest import ParityRow
+from edgeseq_runtime.manifest import ModelFacts, ParityRow
+from edgeseq_runtime.places import Layout, StepPlaces
 
 # Float32 on both sides, sums in another order: absolute difference, relative to the largest value of an output.
 TOLERANCE = 2e-5
 
-# Sizes other than those the graphs were traced with, 1 among them.
-_SIZES = [
-    {"rows": rows, "source": source, "positions": positions, "pending": rows * positions}
-    for rows, source, positions in ((1, 4, 1), (2, 12, 1), (5, 36, 3), (33, 8, 1))
-]
-_CHAINED_STEPS = 3
+# (rows, source) of each comparison, 1 row among them.
+_SIZES = [(1, 4), (2, 12), (5, 36), (33, 8)]
+_STEPS = 4
+_STOPPED_SHARE = 0.4
+
+_LARGEST = float(np.finfo(np.float32).max)
+"""Stands for infinity, which JSON lacks."""
+
+Feed = dict[str, Tensor]
 
 
 @dataclass(frozen=True)
 class _Comparison:
-    """Runs module and graph on the same inputs and keeps the largest difference."""
+    """Runs module and graph side by side and keeps the largest difference."""
 
     part: GraphPart
     session: onnxruntime.InferenceSession
 
-    def run(self, inputs: tuple[Tensor, ...]) -> tuple[list[Tensor], list[NDArray[np.float32]], float]:
-        expected = self.part.module(*inputs)
-        expected = list(expected) if isinstance(expected, tuple) else [expected]
-        names = [spec.name for spec in self.part.signature.inputs]
-        found = self.session.run(None, {name: value.numpy() for name, value in zip(names, inputs, strict=True)})
-        worst = 0.0
-        for wanted, got in zip(expected, found, strict=True):
-            if got.shape != tuple(wanted.shape):
-                return expected, found, float("inf")
-            scale = max(1.0, float(wanted.abs().max()))
-            difference = float(np.abs(got - wanted.numpy()).max()) / scale
-            worst = max(worst, difference if np.isfinite(difference) else float("inf"))
-        return expected, found, worst
+    def run(self, wanted_feed: Feed, found_feed: Feed) -> tuple[list[Tensor], list[Tensor], float]:
+        """Gives the outputs of the module, those of the graph, and the largest difference."""
+        wanted = self.part.module(*(wanted_feed[spec.name] for spec in self.part.signature.inputs))
+        wanted = list(wanted) if isinstance(wanted, tuple) else [wanted]
+        arrays = self.session.run(None, {name: value.numpy() for name, value in found_feed.items()})
+        found = [torch.from_numpy(array) for array in arrays]
+        return wanted, found, max(map(_difference, wanted, found))
+
+
+def _difference(wanted: Tensor, found: Tensor) -> float:
+    if wanted.shape != found.shape:
+        return _LARGEST
+    difference = float((wanted - found).abs().max()) / max(1.0, float(wanted.abs().max()))
+    return difference if np.isfinite(difference) else _LARGEST
 
 
 @torch.no_grad()
-def compare_graph(part: GraphPart, graph: onnx.ModelProto, seed: int) -> ParityRow:
-    """Compares a graph with its module over several shapes; blocks also over chained steps.
-
-    In chained steps each side feeds back its own state, so that errors could add up.
+def compare_graph(part: GraphPart, facts: ModelFacts, graph: onnx.ModelProto, seed: int) -> ParityRow:
+    """Compares a graph with its module over several shapes; blocks over chained steps.
 
     Args:
         part: the module and its signature.
+        facts: of the model.
         graph: what was exported.
         seed: of the inputs.
 
     Returns:
-        The largest difference, relative to the largest magnitude of the output where that exceeds 1; infinite
-        where a shape differs or a value is not finite.
+        The largest difference, relative to the largest magnitude of the output where that exceeds 1; the largest
+        float where a shape differs or a value is not finite.
     """
     options = onnxruntime.SessionOptions()
     options.log_severity_level = 3
@@ -71,38 +74,55 @@ def compare_graph(part: GraphPart, graph: onnx.ModelProto, seed: int) -> ParityR
     comparison = _Comparison(part, session)
     generator = torch.Generator().manual_seed(seed)
     worst = 0.0
-    for sizes in _SIZES:
-        inputs = example_inputs(part.signature, sizes, generator)
-        worst = max(worst, comparison.run(inputs)[2])
+    for rows, source in _SIZES:
         if part.signature.role == "block":
-            worst = max(worst, _chain_steps(comparison, inputs))
-    return ParityRow(
-        graph=part.signature.file, shapes=len(_SIZES), max_abs_diff=min(worst, _LARGEST), tolerance=TOLERANCE
-    )
+            worst = max(worst, _compare_steps(comparison, facts, rows, source, generator))
+        else:
+            inputs = example_inputs(part.signature, {"rows": rows, "source": source, "cells": 2 * rows}, generator)
+            worst = max(worst, comparison.run(inputs, inputs)[2])
+    return ParityRow(graph=part.signature.file, shapes=len(_SIZES), max_abs_diff=worst, tolerance=TOLERANCE)
 
 
-# JSON has no infinity.
-_LARGEST = float(np.finfo(np.float32).max)
-
-
-def _chain_steps(comparison: _Comparison, inputs: tuple[Tensor, ...]) -> float:
-    """Feeds outputs back as the next step's input and history."""
-    names = [spec.name for spec in comparison.part.signature.inputs]
-    torch_feed = dict(zip(names, inputs, strict=True))
-    ort_feed = {name: value.numpy() for name, value in torch_feed.items()}
+def _compare_steps(
+    comparison: _Comparison, facts: ModelFacts, rows: int, source: int, generator: torch.Generator
+) -> float:
+    """Runs a block over steps in which rows stop below it and come back; each side goes on with its own state."""
+    signature = comparison.part.signature
+    assert signature.block is not None
+    layout = Layout(facts)
+    kernel_size = layout.kernel_sizes[signature.block - 1]
+    sizes = {
+        "rows": rows,
+        "active": 0,
+        "source": source,
+        "cells": rows * layout.reach,
+        "column_cells": rows * layout.heads * kernel_size,
+        "read": 0,
+        "written": 0,
+    }
+    wanted_feed = example_inputs(signature, sizes, generator)
+    found_feed = {name: value.clone() for name, value in wanted_feed.items()}
+    positions = torch.randint(0, 2 * layout.reach, (rows,), generator=generator).numpy()
+    filled = np.maximum(positions - torch.randint(0, layout.reach, (rows,), generator=generator).numpy(), 0)
     worst = 0.0
-    for _ in range(_CHAINED_STEPS):
-        expected = comparison.part.module(*torch_feed.values())
-        found = comparison.session.run(None, ort_feed)
-        for wanted, got in zip(expected, found, strict=True):
-            scale = max(1.0, float(wanted.abs().max()))
-            worst = max(worst, float(np.abs(got - wanted.numpy()).max()) / scale)
-        # The exit state is bounded by its norm, so steps stay in the range of real ones.
-        torch_feed["x"], ort_feed["x"] = expected[1], found[1]
-        if "history" in torch_feed:
-            reach = torch_feed["history"].shape[1]
-            torch_feed["history"] = torch.cat((torch_feed["history"], expected[2]), dim=1)[:, -reach:]
-            ort_feed["history"] = np.concatenate((ort_feed["history"], found[2]), axis=1)[:, -reach:]
+    for step in range(_STEPS):
+        places = StepPlaces(layout, positions)
+        x = torch.randn(rows, facts.dim, generator=generator)
+        for feed in (wanted_feed, found_feed):
+            feed["states"] = feed["states"].index_copy(0, torch.from_numpy(places.own_cells[:, 0]), x)
+        going = (torch.rand(rows, generator=generator) > _STOPPED_SHARE).numpy()
+        going[step % rows] = True
+        places.narrow(going)
+        indices = {name: torch.from_numpy(index) for name, index in places.block_indices(kernel_size, filled).items()}
+        for feed in (wanted_feed, found_feed):
+            feed.update(indices)
+        wanted, found, difference = comparison.run(wanted_feed, found_feed)
+        worst = max(worst, difference)
+        for spec, wanted_next, found_next in zip(signature.outputs, wanted, found, strict=True):
+            name = spec.name.removeprefix("next_")
+            wanted_feed[name], found_feed[name] = wanted_next, found_next
+        filled[places.active] = places.positions + 1
+        positions = positions + 1
     return worst
 
 

@@ -5,14 +5,17 @@ runs block 1 on all rows, asks the depth policy which rows stop, runs block 2 on
 on; each row's exit state then goes through its exit head.
 
 A row that stops leaves its last state to be copied upward. When it later enters a block it had
-skipped, the missing columns there are computed from the copied states, and only those that the
-convolution can still reach (lazy bounded backfill). This equals computing them at once, exactly:
+skipped, the same call makes the missing columns from the copied states first, and only those that
+the convolution can still reach (lazy bounded backfill). This equals making them at once, exactly:
 a column depends on its own copied state only.
+
+The graphs read and write the state in place, through indices; see ``places`` and ``signatures``.
 
 On the CPU, hidden states are the same bits whatever a sentence's batch mates, order and padding,
 given graphs whose arithmetic keeps rows apart and source lengths in multiples of 4.
 """
 
+import itertools
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -22,10 +25,12 @@ import numpy as np
 from edgeseq_runtime.arrays import AnyArray, BoolArray, FloatArray, IntArray
 from edgeseq_runtime.errors import DeviceError, InputError
 from edgeseq_runtime.manifest import ModelFacts
+from edgeseq_runtime.places import Layout, StepPlaces
 from edgeseq_runtime.policy import DepthPolicy
-from edgeseq_runtime.sessions import CPU_PROVIDER, Graph, select_provider
+from edgeseq_runtime.sessions import CPU_PROVIDER, BoundGraph, Graph, select_provider
 from edgeseq_runtime.signatures import expected_signatures
-from edgeseq_runtime.state import BlockState, DecoderState, Exits, Window, padded_length
+from edgeseq_runtime.sinusoids import Sinusoids
+from edgeseq_runtime.state import DecoderState, padded_length
 from edgeseq_runtime.tokenizer import PAD_ID
 
 ENCODER_TOKENS = 1024
@@ -72,7 +77,9 @@ class Engine:
         self.provider, self._graphs = _open_graphs(folder, model, device, threads)
         self._dim = model.dim
         self._vocab_size = model.vocab_size
-        self._reaches = [kernel_size - 1 for kernel_size in model.decoder_kernel_sizes]
+        self._layout = Layout(model)
+        self._encoded = itertools.count()
+        self._sinusoids = Sinusoids(model.dim)
         self._depth = model.decoder_blocks
         self._tied = model.head == "tied"
 
@@ -92,28 +99,13 @@ class Engine:
         if not sources or not all(sources):
             raise InputError("expected at least one source sentence, and none empty (eos included)")
         lengths = np.array([len(source) for source in sources], dtype=np.int64)
-        rows = len(sources)
         padded = np.array([padded_length(len(source)) for source in sources], dtype=np.int64)
         longest = int(padded.max())
-        places = np.arange(longest)
-        bias = np.where(places < lengths[:, None], np.float32(0), np.float32(-np.inf))
-        upper_reach = max(self._reaches[1:], default=0)
-        return DecoderState(
-            policy=policy,
-            memory=self._encode_by_length(sources, lengths, padded),
-            source_bias=bias.reshape(rows, 1, 1, longest),
-            lengths=lengths,
-            blocks=[
-                BlockState(
-                    window=Window(rows, reach, self._dim) if reach else None,
-                    filled=np.zeros(rows, dtype=np.int64),
-                    entered=np.zeros(rows, dtype=np.bool_),
-                )
-                for reach in self._reaches
-            ],
-            copied=Window(rows, upper_reach, self._dim) if upper_reach else None,
-            positions=np.zeros(rows, dtype=np.int64),
-        )
+        bias = np.where(np.arange(longest) < lengths[:, None], np.float32(0), np.float32(-np.inf))
+        memory = self._encode_by_length(sources, lengths, padded)
+        sentences = np.array([next(self._encoded) for _ in sources], dtype=np.int64)
+        bias = bias.reshape(len(sources), 1, 1, longest)
+        return DecoderState.before_start(self._layout, policy, memory, bias, lengths, sentences)
 
     def adopt(self, state: DecoderState, rows: IntArray, other: DecoderState, other_rows: IntArray) -> None:
         """Give rows of a batch to sentences that were encoded apart.
@@ -154,13 +146,22 @@ class Engine:
         if parents is not None:
             state.select(parents)
         self._check_step(state, tokens, depths)
-        feed = {"tokens": tokens.reshape(-1, 1), "position": state.positions.reshape(-1, 1)}
-        x = self._graphs["embed", None].run(feed)[0]
-        exits = self._run_blocks(state, x, depths)
-        if state.copied is not None:
-            state.copied.put(np.arange(state.rows), state.positions, exits.last_states)
+        places = StepPlaces(self._layout, state.positions)
+        feed: dict[str, AnyArray] = {
+            "tokens": np.ascontiguousarray(tokens),
+            "position_vectors": self._sinusoids.take(state.positions),
+            "own_cells": places.own_cells,
+        }
+        self._bound(state, "embed").run({"states": state.states}, feed)
+        used = self._run_blocks(state, places, depths)
         state.positions = state.positions + 1
-        return Step(self._logits(exits), exits.depths)
+        return Step(self._logits(state.exit_states, used), used)
+
+    def _bound(self, state: DecoderState, role: str, block: int | None = None) -> BoundGraph:
+        key = (role, block)
+        if key not in state.bound:
+            state.bound[key] = self._graphs[key].bind()
+        return state.bound[key]
 
     def _check_step(self, state: DecoderState, tokens: IntArray, depths: IntArray | None) -> None:
         for name, array in (("tokens", tokens), ("depths", depths)):
@@ -194,75 +195,39 @@ class Engine:
         mask = np.arange(padded) >= lengths[:, None]
         return self._graphs["encoder", None].run({"source": source, "padding_mask": mask})[0]
 
-    def _run_blocks(self, state: DecoderState, x: FloatArray, depths: IntArray | None) -> Exits:
-        """Run each row through the blocks until it stops. ``x`` is (rows, 1, d)."""
-        exits: Exits | None = None
-        active = np.arange(state.rows)  # rows that have not stopped
-        for block in range(1, self._depth + 1):
-            next_x, exit_state = self._run_block(state, block, active, x)
-            last_states = next_x.reshape(-1, self._dim)
-            exit_states = exit_state.reshape(-1, self._dim)
-            stops = self._stops(state, block, active, exit_states, depths)
-            stopping = np.count_nonzero(stops)
-            if not stopping:
-                x = next_x
-                continue
-            if stopping == state.rows:
-                return Exits.of_all(block, exit_states, last_states)
-            if exits is None:
-                exits = Exits.of_none(state.rows, self._dim)
-            leaving = stops.nonzero()[0]
-            exits.leave(
-                block,
-                active[leaving],
-                exit_states.take(leaving, axis=0),
-                last_states.take(leaving, axis=0),
-            )
-            if stopping == len(active):
-                return exits
-            staying = (~stops).nonzero()[0]
-            active = active[staying]
-            x = next_x.take(staying, axis=0)
-        raise AssertionError("unreachable: every row stops at the last block")
+    def _run_blocks(self, state: DecoderState, places: StepPlaces, depths: IntArray | None) -> IntArray:
+        """Run each row through the blocks until it stops; give its depth, (rows,)."""
+        used = np.ones(state.rows, dtype=np.int64)
+        for block in range(1, self._depth):
+            self._run_block(state, block, places)
+            going = ~self._stops(state, block, places, depths)
+            remaining = np.count_nonzero(going)
+            if not remaining:
+                return used
+            if remaining < len(going):
+                places.narrow(going)
+            used[places.active] += 1
+        self._run_block(state, self._depth, places)
+        return used
 
-    def _stops(
-        self,
-        state: DecoderState,
-        block: int,
-        active: IntArray,
-        exit_states: FloatArray,
-        depths: IntArray | None,
-    ) -> BoolArray:
+    def _stops(self, state: DecoderState, block: int, places: StepPlaces, depths: IntArray | None) -> BoolArray:
         """Which of the active rows stop after ``block``: (active rows,)."""
-        if block == self._depth:
-            return np.ones(len(active), dtype=np.bool_)
         if depths is not None:
-            return depths[active] <= block
-        return state.policy.stops(block, exit_states)
+            return depths[places.active] <= block
+        return state.policy.stops(block, state.exit_states.take(places.active, axis=0))
 
-    def _run_block(
-        self, state: DecoderState, block: int, active: IntArray, x: FloatArray
-    ) -> tuple[FloatArray, FloatArray]:
-        """Run a block on the active rows; give their next x and exit state, (rows, 1, d)."""
+    def _run_block(self, state: DecoderState, block: int, places: StepPlaces) -> None:
+        """Run a block on the active rows, after making the columns that they skipped."""
         past = state.blocks[block - 1]
         if past.cross is None or not past.all_entered:
-            past.cross = self._enter(state, block, active)
-        feed: dict[str, AnyArray] = {"x": x}
-        for name, array in zip(
-            ("cross_key", "cross_value", "source_bias"), (*past.cross, state.source_bias), strict=True
-        ):
-            feed[name] = array if len(active) == state.rows else array.take(active, axis=0)
-        if past.window is None:
-            next_x, exit_state, _ = self._graphs["block", block].run(feed)
-            return next_x, exit_state
-        positions = state.positions[active]
-        if block > 1:
-            self._backfill(state, block, active)
-        feed["history"] = past.window.history(active, positions)
-        next_x, exit_state, columns = self._graphs["block", block].run(feed)
-        past.window.put(active, positions, columns.reshape(-1, self._dim))
-        past.filled[active] = positions + 1
-        return next_x, exit_state
+            past.cross = self._enter(state, block, places.active)
+        indices = places.block_indices(self._layout.kernel_sizes[block - 1], past.filled)
+        key, value = past.cross
+        self._bound(state, "block", block).run(
+            {"states": state.states, "exit_states": state.exit_states, "columns": past.columns},
+            {"cross_key": key, "cross_value": value, "source_bias": state.source_bias, **indices},
+        )
+        past.filled[places.active] = places.positions + 1
 
     def _enter(self, state: DecoderState, block: int, active: IntArray) -> tuple[FloatArray, FloatArray]:
         """Compute source keys and values of the active rows that enter a block a first time.
@@ -293,39 +258,17 @@ class Engine:
         value[rows] = new_value
         return key, value
 
-    def _backfill(self, state: DecoderState, block: int, active: IntArray) -> None:
-        """Give the active rows the columns of positions at which they stopped below the block.
-
-        Of a row's pending positions, those out of the convolution's reach are dropped. The others
-        of all rows go through one call.
-        """
-        past = state.blocks[block - 1]
-        window, copied = past.window, state.copied
-        pending = state.positions[active] - past.filled[active]
-        behind = pending.nonzero()[0]
-        if not len(behind) or window is None or copied is None:
-            return
-        rows = active[behind]
-        counts = np.minimum(pending[behind], self._reaches[block - 1])
-        # All pairs of a row and a distance back to one of its pending positions.
-        index, distance = (np.arange(counts.max()) < counts[:, None]).nonzero()
-        rows = rows[index]
-        positions = state.positions[rows] - 1 - distance
-        columns = self._graphs["backfill", block].run({"states": copied.get(rows, positions)})[0]
-        window.put(rows, positions, columns)
-
-    def _logits(self, exits: Exits) -> FloatArray:
+    def _logits(self, exit_states: FloatArray, depths: IntArray) -> FloatArray:
         """Run each row's exit head: (rows, vocab)."""
         if self._tied:
-            return self._graphs["head", None].run({"exit_state": exits.exit_states})[0]
-        used = np.unique(exits.depths).tolist()
+            return self._graphs["head", None].run({"exit_states": exit_states})[0]
+        used = np.unique(depths).tolist()
         if len(used) == 1:
-            return self._graphs["head", used[0]].run({"exit_state": exits.exit_states})[0]
-        logits = np.empty((len(exits.depths), self._vocab_size), dtype=np.float32)
+            return self._graphs["head", used[0]].run({"exit_states": exit_states})[0]
+        logits = np.empty((len(depths), self._vocab_size), dtype=np.float32)
         for depth in used:
-            rows = np.flatnonzero(exits.depths == depth)
-            head = self._graphs["head", depth]
-            logits[rows] = head.run({"exit_state": exits.exit_states[rows]})[0]
+            rows = np.flatnonzero(depths == depth)
+            logits[rows] = self._graphs["head", depth].run({"exit_states": exit_states[rows]})[0]
         return logits
 
 

@@ -23,7 +23,7 @@ from pydantic import (
 from edgeseq_runtime.errors import BundleError
 
 FORMAT: Final = "edgeseq-bundle"
-FORMAT_VERSION: Final = 1
+FORMAT_VERSION: Final = 2
 MANIFEST_FILE = "manifest.json"
 
 MAX_FILE_BYTES = 2**31 - 1
@@ -47,7 +47,7 @@ PositiveInt = Annotated[int, Field(gt=0, lt=2**31)]
 CountInt = Annotated[int, Field(ge=0)]
 Measure = Annotated[float, Field(ge=0, allow_inf_nan=False)]
 
-GraphRole = Literal["encoder", "cross", "embed", "block", "backfill", "head"]
+GraphRole = Literal["encoder", "cross", "embed", "block", "head"]
 FileRole = Literal["tokenizer", "predictors"]
 DType = Literal["float32", "int64", "bool"]
 
@@ -238,7 +238,7 @@ class Manifest(_Record):
     """
 
     format: Literal["edgeseq-bundle"] = FORMAT
-    format_version: Literal[1] = FORMAT_VERSION
+    format_version: Literal[2] = FORMAT_VERSION
     edgeseq_version: str
     created: Annotated[str, Field(pattern=r"^\d{4}-\d{2}-\d{2}")]
     model: ModelFacts

@@ -10,6 +10,7 @@ first n < N with chi_n > tau (the geometric-like distribution of Elbayad et al.,
 
 import math
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Protocol
 
 import numpy as np
@@ -106,8 +107,12 @@ class Halting:
 
     def stops(self, block: int, exit_states: FloatArray) -> BoolArray:
         """Compare chi with tau, as logits; see :class:`DepthPolicy`."""
+        return self.units.logits(block, exit_states) > self._logit_threshold
+
+    @cached_property
+    def _logit_threshold(self) -> np.float32:
         # sigmoid is monotonic, so chi > tau is logit > logit(tau), without exp on every row.
-        return self.units.logits(block, exit_states) > np.float32(_logit(self.threshold))
+        return np.float32(_logit(self.threshold))
 
 
 def parse_policy(text: str | int, manifest: Manifest, halting: HaltingUnits | None) -> DepthPolicy:

@@ -1,8 +1,15 @@
 """Which graphs a bundle holds and what each takes and gives, derived from the model's facts.
 
-Export builds its graphs to these signatures; the runtime refuses graphs that differ. Axis names:
-``rows`` sentences (or hypotheses), ``source`` padded source length, ``positions`` target positions
-of one call, ``pending`` positions to be filled in at once.
+Export builds its graphs to these signatures; the runtime refuses graphs that differ.
+
+Decoding state lives in a few large tensors that hold all rows of a batch. A graph takes them whole,
+takes indices that say which parts it reads and writes, and gives them back with those parts
+replaced; an output called ``next_X`` has the shape of the input ``X`` and may share its memory.
+
+Axis names: ``rows`` sentences (or hypotheses) of the batch, ``source`` padded source length,
+``active`` rows that run a block, ``read`` cells that it reads: one per active row, and one per
+copied state that it turns into a column; ``written`` parts of columns, one per head, that it makes
+of them; ``cells`` and ``column_cells`` vectors of a state tensor.
 """
 
 from dataclasses import dataclass
@@ -30,17 +37,11 @@ class GraphSignature:
 
 
 def expected_signatures(model: ModelFacts) -> list[GraphSignature]:
-    """Signatures of all graphs of a bundle, in the order in which an engine uses them.
-
-    A block with one tap has no history, so it has neither a ``history`` input nor a backfill
-    graph; block 1 is run for every token, so it needs no backfill graph either.
-    """
+    """Signatures of all graphs of a bundle, in the order in which an engine uses them."""
     signatures = [_encoder(model), _embed(model)]
     for block, kernel_size in enumerate(model.decoder_kernel_sizes, start=1):
         signatures.append(_cross(model, block))
         signatures.append(_block(model, block, kernel_size))
-        if block > 1 and kernel_size > 1:
-            signatures.append(_backfill(model, block))
     if model.head == "tied":
         signatures.append(_head(model, None))
     else:
@@ -52,13 +53,17 @@ def _tensor(name: str, *shape: int | str, dtype: DType = "float32") -> TensorSpe
     return TensorSpec(name=name, dtype=dtype, shape=list(shape))
 
 
+def _index(name: str, *shape: int | str) -> TensorSpec:
+    return _tensor(name, *shape, dtype="int64")
+
+
 def _encoder(model: ModelFacts) -> GraphSignature:
     return GraphSignature(
         "encoder.onnx",
         "encoder",
         None,
         (
-            _tensor("source", "rows", "source", dtype="int64"),
+            _index("source", "rows", "source"),
             _tensor("padding_mask", "rows", "source", dtype="bool"),
         ),
         (_tensor("memory", "rows", "source", model.dim),),
@@ -71,10 +76,12 @@ def _embed(model: ModelFacts) -> GraphSignature:
         "embed",
         None,
         (
-            _tensor("tokens", "rows", "positions", dtype="int64"),
-            _tensor("position", "rows", "positions", dtype="int64"),
+            _index("tokens", "rows"),
+            _tensor("position_vectors", "rows", model.dim),
+            _tensor("states", "cells", model.dim),
+            _index("own_cells", "rows", 1),
         ),
-        (_tensor("x", "rows", "positions", model.dim),),
+        (_tensor("next_states", "cells", model.dim),),
     )
 
 
@@ -97,32 +104,28 @@ def _cross(model: ModelFacts, block: int) -> GraphSignature:
 
 
 def _block(model: ModelFacts, block: int, kernel_size: int) -> GraphSignature:
-    history = (_tensor("history", "rows", kernel_size - 1, model.dim),) if kernel_size > 1 else ()
+    column_dim = model.dim // model.convolution_heads
     return GraphSignature(
         f"block_{block}.onnx",
         "block",
         block,
         (
-            _tensor("x", "rows", "positions", model.dim),
-            *history,
+            _tensor("states", "cells", model.dim),
+            _tensor("exit_states", "rows", model.dim),
+            _tensor("columns", "column_cells", column_dim),
             *_cross_tensors(model),
             _tensor("source_bias", "rows", 1, 1, "source"),
+            _index("active_rows", "active", 1),
+            _index("own_cells", "active", 1),
+            _index("read_cells", "read"),
+            _index("written_columns", "written", 1),
+            _index("tap_places", "active", model.convolution_heads, kernel_size),
         ),
         (
-            _tensor("next_x", "rows", "positions", model.dim),
-            _tensor("exit_state", "rows", "positions", model.dim),
-            _tensor("columns", "rows", "positions", model.dim),
+            _tensor("next_states", "cells", model.dim),
+            _tensor("next_exit_states", "rows", model.dim),
+            _tensor("next_columns", "column_cells", column_dim),
         ),
-    )
-
-
-def _backfill(model: ModelFacts, block: int) -> GraphSignature:
-    return GraphSignature(
-        f"backfill_{block}.onnx",
-        "backfill",
-        block,
-        (_tensor("states", "pending", model.dim),),
-        (_tensor("columns", "pending", model.dim),),
     )
 
 
@@ -131,6 +134,6 @@ def _head(model: ModelFacts, block: int | None) -> GraphSignature:
         "head.onnx" if block is None else f"head_{block}.onnx",
         "head",
         block,
-        (_tensor("exit_state", "rows", model.dim),),
+        (_tensor("exit_states", "rows", model.dim),),
         (_tensor("logits", "rows", model.vocab_size),),
     )

@@ -5,12 +5,14 @@ reordering hypotheses, and giving the row of a finished sentence to the next, ar
 Dimension legend: R rows, S padded source, d model width, H heads, K taps of a block.
 """
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import numpy as np
 
 from edgeseq_runtime.arrays import BoolArray, FloatArray, IntArray
+from edgeseq_runtime.places import Layout
 from edgeseq_runtime.policy import DepthPolicy
+from edgeseq_runtime.sessions import BoundGraph
 
 SOURCE_MULTIPLE = 4
 """Source lengths are padded to a multiple of this, or the last bits would depend on padding."""
@@ -21,81 +23,40 @@ def padded_length(length: int) -> int:
     return -(-length // SOURCE_MULTIPLE) * SOURCE_MULTIPLE
 
 
-class Window:
-    """The vectors of each row's newest ``reach`` positions: a ring per row, in constant memory.
-
-    The vector of a position lies at the position modulo ``reach``, so it replaces the one that has
-    just got out of reach, and nothing is ever moved. Before the start there are zeros.
-    """
-
-    def __init__(self, rows: int, reach: int, dim: int) -> None:
-        """Start before position 0.
-
-        Args:
-            rows: R.
-            reach: Positions before the current one that are kept, at least 1.
-            dim: d.
-        """
-        self._reach = reach
-        # Row p % reach: the places of positions p - reach to p - 1 in the ring.
-        self._places = np.add.outer(np.arange(reach), np.arange(reach)) % reach
-        self._vectors: FloatArray = np.zeros((rows * reach, dim), dtype=np.float32)
-
-    def history(self, rows: IntArray, positions: IntArray) -> FloatArray:
-        """Vectors of the ``reach`` positions before each row's current one, oldest first.
-
-        Args:
-            rows: (n,), which rows.
-            positions: (n,), their current positions.
-
-        Returns:
-            A copy, (n, reach, d).
-        """
-        places = self._places.take(positions % self._reach, axis=0)
-        return self._vectors.take(places + (rows * self._reach)[:, None], axis=0)
-
-    def get(self, rows: IntArray, positions: IntArray) -> FloatArray:
-        """Copy single vectors, (m, d): of each row the position beside it."""
-        return self._vectors.take(rows * self._reach + positions % self._reach, axis=0)
-
-    def put(self, rows: IntArray, positions: IntArray, vectors: FloatArray) -> None:
-        """Store single vectors, (m, d): for each row the position beside it."""
-        self._vectors[rows * self._reach + positions % self._reach] = vectors
-
-    def select(self, rows: IntArray) -> None:
-        """Keep, repeat and reorder rows."""
-        dim = self._vectors.shape[1]
-        kept = self._vectors.reshape(-1, self._reach, dim).take(rows, axis=0)
-        self._vectors = kept.reshape(-1, dim)
-
-    def clear(self, rows: IntArray) -> None:
-        """Take rows back to before the start."""
-        self._vectors.reshape(-1, self._reach, self._vectors.shape[1])[rows] = 0
-
-
 @dataclass(slots=True)
 class BlockState:
-    """What one decoder block needs of the past. Filled in when rows first enter the block.
+    """What one decoder block needs of the past. Source keys and values come when rows first enter it.
 
     Attributes:
-        window: Columns of its convolution; None with one tap.
-        filled: (R,), first position of each row whose column is not in the window.
+        columns: (R · H · K, d/H), a ring of K columns per row and head; zeros before the start.
+        filled: (R,), first position of each row that has no column yet.
         entered: (R,), rows whose source keys and values are there.
         all_entered: Whether ``entered`` is all True.
         cross: Keys (R, H, d/H, S) and values (R, H, S, d/H) of the source; None until a row enters.
     """
 
-    window: Window | None
+    columns: FloatArray
     filled: IntArray
     entered: BoolArray
     all_entered: bool = False
     cross: tuple[FloatArray, FloatArray] | None = None
 
+    @classmethod
+    def before_start(cls, rows: int, heads: int, kernel_size: int, dim: int) -> "BlockState":
+        """Nothing has run yet."""
+        return cls(
+            columns=np.zeros((rows * heads * kernel_size, dim // heads), dtype=np.float32),
+            filled=np.zeros(rows, dtype=np.int64),
+            entered=np.zeros(rows, dtype=np.bool_),
+        )
+
     def select(self, rows: IntArray) -> None:
-        """Keep, repeat and reorder rows."""
-        if self.window is not None:
-            self.window.select(rows)
+        """Keep, repeat and reorder what rows have decoded."""
+        self.columns = _select_cells(self.columns, len(self.filled), rows)
         self.filled = self.filled[rows]
+
+    def select_sources(self, rows: IntArray) -> None:
+        """Keep, repeat and reorder what rows have of their sources."""
         self.entered = self.entered[rows]
         if self.cross is not None:
             key, value = self.cross
@@ -103,13 +64,12 @@ class BlockState:
 
     def adopt(self, rows: IntArray, other: "BlockState", other_rows: IntArray) -> None:
         """Take rows back to before the start, with the source of rows of another state."""
-        if self.window is not None:
-            self.window.clear(rows)
+        self.columns.reshape(len(self.filled), -1)[rows] = 0
         self.filled[rows] = 0
         self.entered[rows] = False
         if self.cross is not None and other.cross is not None:
-            for own, new in zip(self.cross, other.cross, strict=True):
-                own[rows] = new[other_rows]
+            for own, new, axis in zip(self.cross, other.cross, (3, 2), strict=True):
+                _replace_rows(own, rows, new, other_rows, axis)
             self.entered[rows] = other.entered[other_rows]
         self.all_entered = bool(self.entered.all())
 
@@ -129,19 +89,51 @@ class DecoderState:
         memory: (R, S, d), the encoder's output.
         source_bias: (R, 1, 1, S), 0 at source tokens, -inf at padding.
         lengths: (R,), source lengths.
-        blocks: State of each decoder block, from block 1.
-        copied: Each row's newest last states, from which skipped columns are made; None when
-            no block above the first has a history.
+        sentences: (R,), a number for the source of each row, its own among all that are encoded.
         positions: (R,), target position of each row's next token, 0 for bos.
+        states: (R · reach, d), a ring per row: what its token's next block reads and, once it has
+            stopped, the copied state of which skipped columns are made.
+        exit_states: (R, d), what the exit heads read of each row's newest token.
+        blocks: State of each decoder block, from block 1.
+        bound: Graphs bound to the arrays above, made as they are needed.
     """
 
     policy: DepthPolicy
     memory: FloatArray
     source_bias: FloatArray
     lengths: IntArray
-    blocks: list[BlockState]
-    copied: Window | None
+    sentences: IntArray
     positions: IntArray
+    states: FloatArray
+    exit_states: FloatArray
+    blocks: list[BlockState]
+    bound: dict[tuple[str, int | None], BoundGraph] = field(default_factory=dict)
+
+    @classmethod
+    def before_start(
+        cls,
+        layout: Layout,
+        policy: DepthPolicy,
+        memory: FloatArray,
+        source_bias: FloatArray,
+        lengths: IntArray,
+        sentences: IntArray,
+    ) -> "DecoderState":
+        """Encoded sentences of which nothing is decoded yet."""
+        rows, _, dim = memory.shape
+        return cls(
+            policy=policy,
+            memory=memory,
+            source_bias=source_bias,
+            lengths=lengths,
+            sentences=sentences,
+            positions=np.zeros(rows, dtype=np.int64),
+            states=np.zeros((rows * layout.reach, dim), dtype=np.float32),
+            exit_states=np.zeros((rows, dim), dtype=np.float32),
+            blocks=[
+                BlockState.before_start(rows, layout.heads, kernel_size, dim) for kernel_size in layout.kernel_sizes
+            ],
+        )
 
     @property
     def rows(self) -> int:
@@ -154,14 +146,22 @@ class DecoderState:
         Args:
             rows: For each row from now on, the row it continues.
         """
-        self.memory = self.memory.take(rows, axis=0)
-        self.source_bias = self.source_bias.take(rows, axis=0)
-        self.lengths = self.lengths[rows]
+        self.states = _select_cells(self.states, self.rows, rows)
+        self.exit_states = self.exit_states.take(rows, axis=0)
         self.positions = self.positions[rows]
         for block in self.blocks:
             block.select(rows)
-        if self.copied is not None:
-            self.copied.select(rows)
+        # Hypotheses that change places within their sentence leave its keys and values where they are.
+        if len(rows) != self.rows or (self.sentences[rows] != self.sentences).any():
+            self._select_sources(rows)
+
+    def _select_sources(self, rows: IntArray) -> None:
+        self.memory = self.memory.take(rows, axis=0)
+        self.source_bias = self.source_bias.take(rows, axis=0)
+        self.lengths = self.lengths[rows]
+        self.sentences = self.sentences[rows]
+        for block in self.blocks:
+            block.select_sources(rows)
 
     def adopt(self, rows: IntArray, other: "DecoderState", other_rows: IntArray) -> None:
         """Give rows to sentences that another state has encoded and not begun to decode.
@@ -172,69 +172,46 @@ class DecoderState:
             other_rows: For each of ``rows``, the row of ``other`` it takes.
         """
         self.lengths[rows] = other.lengths[other_rows]
+        self.sentences[rows] = other.sentences[other_rows]
         self.positions[rows] = 0
-        # One source length for both; that of the longest sentence left, so it shrinks again too.
-        longest = max(int(self.lengths.max()), int(other.lengths.max()))
-        for state in (self, other):
-            state.resize_source(padded_length(longest))
-        self.memory[rows] = other.memory[other_rows]
-        self.source_bias[rows] = other.source_bias[other_rows]
+        # The source axis follows the longest sentence there is: it is in the largest arrays of all.
+        longest = padded_length(int(self.lengths.max()))
+        if longest != self.memory.shape[1]:
+            self.resize_source(longest)
+        _replace_rows(self.memory, rows, other.memory, other_rows, axis=1)
+        _replace_rows(self.source_bias, rows, other.source_bias, other_rows, axis=3, fill=-np.inf)
         for block, other_block in zip(self.blocks, other.blocks, strict=True):
             block.adopt(rows, other_block, other_rows)
-        if self.copied is not None:
-            self.copied.clear(rows)
 
     def resize_source(self, length: int) -> None:
         """Cut or pad the source axis of everything."""
-        if length == self.memory.shape[1]:
-            return
         self.memory = _resize(self.memory, 1, length)
         self.source_bias = _resize(self.source_bias, 3, length, fill=-np.inf)
         for block in self.blocks:
             block.resize_source(length)
 
 
+def _select_cells(cells: FloatArray, rows: int, selected: IntArray) -> FloatArray:
+    """Select rows of a tensor that holds several cells per row, in order."""
+    kept = cells.reshape(rows, -1).take(selected, axis=0)
+    return kept.reshape(-1, cells.shape[1])
+
+
 def _resize(array: FloatArray, axis: int, length: int, fill: float = 0.0) -> FloatArray:
     """Cut or pad an axis at its end, into contiguous memory."""
     shape = list(array.shape)
     shape[axis] = length
-    resized = np.full(shape, fill, dtype=np.float32)
-    kept = (*[slice(None)] * axis, slice(min(length, array.shape[axis])))
-    resized[kept] = array[kept]
+    resized = np.empty(shape, dtype=np.float32)
+    every = np.arange(len(array))
+    _replace_rows(resized, every, array, every, axis, fill)
     return resized
 
 
-@dataclass(slots=True)
-class Exits:
-    """Where the rows of one step stopped, and what they left. Complete when every row has left.
-
-    Attributes:
-        exit_states: (R, d), what the exit heads read.
-        last_states: (R, d), what is copied upward to the blocks that a row skipped.
-        depths: (R,), the block at which each row stopped, from 1.
-    """
-
-    exit_states: FloatArray
-    last_states: FloatArray
-    depths: IntArray
-
-    @classmethod
-    def of_all(cls, block: int, exit_states: FloatArray, last_states: FloatArray) -> "Exits":
-        """All rows stopped at the same block; the arrays are taken over, not copied."""
-        depths = np.full(len(exit_states), block, dtype=np.int64)
-        return cls(exit_states, last_states, depths)
-
-    @classmethod
-    def of_none(cls, rows: int, dim: int) -> "Exits":
-        """No row has stopped yet."""
-        return cls(
-            np.empty((rows, dim), dtype=np.float32),
-            np.empty((rows, dim), dtype=np.float32),
-            np.zeros(rows, dtype=np.int64),
-        )
-
-    def leave(self, block: int, rows: IntArray, exit_states: FloatArray, last_states: FloatArray) -> None:
-        """Record that ``rows`` stopped after ``block``; their states are (rows, d)."""
-        self.exit_states[rows] = exit_states
-        self.last_states[rows] = last_states
-        self.depths[rows] = block
+def _replace_rows(
+    own: FloatArray, rows: IntArray, new: FloatArray, new_rows: IntArray, axis: int, fill: float = 0.0
+) -> None:
+    """Put rows of one array in the place of rows of another whose ``axis`` is longer or shorter."""
+    own_first, new_first = np.moveaxis(own, axis, 1), np.moveaxis(new, axis, 1)
+    length = min(own.shape[axis], new.shape[axis])
+    own_first[rows, :length] = new_first[new_rows, :length]
+    own_first[rows, length:] = fill

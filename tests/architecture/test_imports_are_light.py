@@ -8,7 +8,7 @@ import pytest
 
 from edgeseq.cli import COMMANDS
 
-TRAINING = {"torch", "onnx", "onnxscript", "safetensors", "edgeseq", "edgeseq_export"}
+TRAINING = {"torch", "onnx", "safetensors", "edgeseq", "edgeseq_export"}
 HEAVY = {
     "torch", "onnx", "onnxruntime", "numpy", "sentencepiece", "pydantic", "sacrebleu", "rich",
     "edgeseq_export",

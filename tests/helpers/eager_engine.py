@@ -1,20 +1,29 @@
 """The naive engine that lazy bounded backfill is compared with: it fills every block at once."""
 
+from pathlib import Path
+
 import numpy as np
 
-from edgeseq_runtime.arrays import IntArray
+from edgeseq_runtime.arrays import AnyArray, IntArray
 from edgeseq_runtime.engine import Engine, Step
+from edgeseq_runtime.manifest import ModelFacts
 from edgeseq_runtime.state import DecoderState
 
 
 class EagerEngine(Engine):
     """After each step, computes the column of every block that each row skipped, needed or not.
 
+    It calls the block's graph on no row at all, only for the columns.
+
     Attributes:
         backfilled: Columns computed so far.
     """
 
     backfilled = 0
+
+    def __init__(self, folder: Path, model: ModelFacts, device: str = "auto", threads: int = 1) -> None:
+        super().__init__(folder, model, device, threads)
+        self._facts = model
 
     def step(
         self,
@@ -24,15 +33,42 @@ class EagerEngine(Engine):
         depths: IntArray | None = None,
     ) -> Step:
         step = super().step(state, tokens, parents, depths)
-        positions = state.positions - 1
-        for number, past in enumerate(state.blocks[1:], start=2):
-            if past.window is None or state.copied is None:
-                continue
-            for row in np.flatnonzero(step.depths < number):
-                rows, position = np.array([row]), positions[[row]]
-                states = state.copied.get(rows, position)
-                columns = self._graphs["backfill", number].run({"states": states})[0]
-                past.window.put(rows, position, columns)
-                past.filled[row] = position[0] + 1
-                self.backfilled += 1
+        for block in range(2, self._facts.decoder_blocks + 1):
+            skipped = np.flatnonzero(step.depths < block)
+            if len(skipped):
+                self._fill(state, block, skipped)
         return step
+
+    def _fill(self, state: DecoderState, block: int, rows: IntArray) -> None:
+        """Make the columns of rows at the position that has just been decoded."""
+        facts, past = self._facts, state.blocks[block - 1]
+        taps, heads, reach = (
+            facts.decoder_kernel_sizes[block - 1],
+            facts.convolution_heads,
+            max(facts.decoder_kernel_sizes),
+        )
+        positions = state.positions[rows] - 1
+        assert (past.filled[rows] == positions).all(), "the engine has run a block that it reports as skipped"
+        written = [
+            (row * heads + head) * taps + position % taps
+            for row, position in zip(rows.tolist(), positions.tolist(), strict=True)
+            for head in range(heads)
+        ]
+        head_dim, source = facts.dim // facts.heads, state.source_bias.shape[3]
+        nobody = np.zeros((0, 1), dtype=np.int64)
+        feed: dict[str, AnyArray] = {
+            "states": state.states,
+            "exit_states": state.exit_states,
+            "columns": past.columns,
+            "cross_key": np.zeros((state.rows, facts.heads, head_dim, source), dtype=np.float32),
+            "cross_value": np.zeros((state.rows, facts.heads, source, head_dim), dtype=np.float32),
+            "source_bias": state.source_bias,
+            "active_rows": nobody,
+            "own_cells": nobody,
+            "read_cells": rows * reach + positions % reach,
+            "written_columns": np.array(written)[:, None],
+            "tap_places": np.zeros((0, heads, taps), dtype=np.int64),
+        }
+        past.columns[:] = self._graphs["block", block].run(feed)[2]
+        past.filled[rows] = positions + 1
+        self.backfilled += len(rows)

@@ -1,22 +1,43 @@
-"""The simplest decoder that can be right: one sentence, lists for state, everything at once.
+"""Two oracles of the engine: the bundle's graphs run the simplest way, and the torch model run all at once.
 
-Runs a bundle's graphs through onnxruntime directly and shares no code with the engine.
+Both take one sentence, and its tokens and depths; neither shares code with the engine.
 """
 
+import math
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 
 import numpy as np
 import numpy.typing as npt
 import onnxruntime
+import torch
 
+from edgeseq.models import Seq2Seq
 from edgeseq_runtime.manifest import ModelFacts
+from edgeseq_runtime.tokenizer import PAD_ID
 
 Array = npt.NDArray[np.float32]
 
 
+@torch.no_grad()
+def torch_logits(model: Seq2Seq, source: Sequence[int], tokens: Sequence[int], depths: Sequence[int]) -> Array:
+    """Logits after each token, (tokens, vocab): one pass of the training code, with no state at all.
+
+    Equal to the engine's up to rounding: other kernels, other orders of sums.
+    """
+    memory = model.encoder(torch.tensor([source]), None)
+    states = model.decoder(torch.tensor([tokens]), memory, None, torch.tensor([depths]))
+    heads = model.decoder.exit_heads
+    logits = [heads(states[depth - 1][0, position], depth) for position, depth in enumerate(depths)]
+    return torch.stack(logits).numpy()
+
+
 class NaiveDecoder:
-    """Decodes along given tokens and depths, filling the columns of skipped blocks at once."""
+    """Runs the graphs on one sentence, with lists for state, filling the columns of skipped blocks at once.
+
+    Each call of a block gets tensors made anew, that hold one row and one state. A column is what the graph
+    would have made of the copied state, had the token gone on. Equal to the engine's logits in bits.
+    """
 
     def __init__(self, folder: Path, model: ModelFacts) -> None:
         options = onnxruntime.SessionOptions()
@@ -36,38 +57,68 @@ class NaiveDecoder:
             depths: Depth of each.
         """
         padded = -(-len(source) // 4) * 4
-        ids = np.array([[*source, *[0] * (padded - len(source))]], dtype=np.int64)
+        ids = np.array([[*source, *[PAD_ID] * (padded - len(source))]], dtype=np.int64)
         mask = np.arange(padded)[None] >= len(source)
         memory = self._run("encoder", source=ids, padding_mask=mask)[0]
         bias = np.where(mask, -np.inf, 0).astype(np.float32)[None, None]
-        columns: list[list[Array]] = [[] for _ in self._model.decoder_kernel_sizes]
+        crosses = [self._run(f"cross_{block}", memory=memory) for block in range(1, self._model.decoder_blocks + 1)]
+        columns: list[list[Array]] = [[] for _ in crosses]
         result = []
         for position, (token, depth) in enumerate(zip(tokens, depths, strict=True)):
-            x = self._run(
-                "embed",
-                tokens=np.array([[token]], dtype=np.int64),
-                position=np.array([[position]], dtype=np.int64),
-            )[0]
-            exit_state = x
-            for block, taps in enumerate(self._model.decoder_kernel_sizes, start=1):
-                past = columns[block - 1]
-                if block > depth:
-                    if taps > 1:
-                        past.append(self._run(f"backfill_{block}", states=x[0])[0])
-                    continue
-                key, value = self._run(f"cross_{block}", memory=memory)
-                feed = {"x": x, "cross_key": key, "cross_value": value, "source_bias": bias}
-                if taps > 1:
-                    feed["history"] = self._history(past, taps)
-                x, exit_state, column = self._run(f"block_{block}", **feed)
-                past.append(column[0])
+            x = self._embed(token, position)
+            for block, (past, cross) in enumerate(zip(columns, crosses, strict=True), start=1):
+                next_x, next_exit_state, column = self._block(block, x, past, cross, bias)
+                past.append(column)
+                if block <= depth:
+                    x, exit_state = next_x, next_exit_state
             head = "head" if self._model.head == "tied" else f"head_{depth}"
-            result.append(self._run(head, exit_state=exit_state[0])[0][0])
+            result.append(self._run(head, exit_states=exit_state)[0][0])
         return result
 
-    def _history(self, past: list[Array], taps: int) -> Array:
-        zeros = [np.zeros((1, self._model.dim), dtype=np.float32)] * (taps - 1)
-        return np.concatenate([*zeros, *past])[None, -(taps - 1) :]
+    def _embed(self, token: int, position: int) -> Array:
+        vector = self._position_vector(position)
+        empty = np.zeros((1, self._model.dim), dtype=np.float32)
+        tokens, cell = np.array([token], dtype=np.int64), np.zeros((1, 1), dtype=np.int64)
+        return self._run("embed", tokens=tokens, position_vectors=vector, states=empty, own_cells=cell)[0]
+
+    def _block(
+        self, block: int, x: Array, past: list[Array], cross: list[Array], bias: Array
+    ) -> tuple[Array, Array, Array]:
+        """Next state, exit state and new column of one position; ``past`` holds the columns of all before it."""
+        dim, heads = self._model.dim, self._model.convolution_heads
+        taps = self._model.decoder_kernel_sizes[block - 1]
+        # The order in which a ring's products are summed is a matter of bits, so position p has its place here too.
+        ring = np.zeros((heads, taps, dim // heads), dtype=np.float32)
+        order = np.zeros((1, heads, taps), dtype=np.int64)
+        for tap in range(taps):
+            position = len(past) - (taps - 1) + tap
+            order[:, :, position % taps] = tap
+            if 0 <= position < len(past):
+                ring[:, position % taps] = past[position].reshape(heads, -1)
+        own_place = len(past) % taps
+        first = np.zeros((1, 1), dtype=np.int64)
+        next_x, exit_state, rings = self._run(
+            f"block_{block}",
+            states=x,
+            exit_states=np.zeros_like(x),
+            columns=ring.reshape(heads * taps, -1),
+            cross_key=cross[0],
+            cross_value=cross[1],
+            source_bias=bias,
+            active_rows=first,
+            own_cells=first,
+            read_cells=first[0],
+            written_columns=np.array([[head * taps + own_place] for head in range(heads)]),
+            tap_places=order,
+        )
+        return next_x, exit_state, rings.reshape(heads, taps, -1)[:, own_place].reshape(dim)
+
+    def _position_vector(self, position: int) -> Array:
+        """Sines of growing wavelength, then their cosines, in the float32 arithmetic of the runtime."""
+        half = self._model.dim // 2
+        exponents = np.arange(half, dtype=np.float32) * np.float32(-math.log(10000) / max(half - 1, 1))
+        angles = np.float32(position) * np.exp(exponents)
+        return np.concatenate((np.sin(angles), np.cos(angles)))[None]
 
     def _run(self, graph: str, **feed: npt.NDArray[np.generic]) -> list[Array]:
         outputs: list[Array] = self._sessions[graph].run(None, feed)

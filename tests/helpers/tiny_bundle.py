@@ -1,4 +1,4 @@
-"""A small random bundle on disk: real ONNX graphs and a real tokenizer, made in milliseconds.
+"""A small random bundle on disk: a real model's graphs and a real tokenizer, made in milliseconds.
 
 Random weights translate into nonsense, but every mechanism of the runtime is exercised: all depths
 occur, sentences end by eos, and nothing is trained.
@@ -12,7 +12,14 @@ from pathlib import Path
 import numpy as np
 import numpy.typing as npt
 import sentencepiece
+import torch
+from torch import nn
 
+from edgeseq.config import ModelConfig, StackConfig
+from edgeseq.models import Seq2Seq, build_model
+from edgeseq_export.facts import model_facts
+from edgeseq_export.graphs import split_model
+from edgeseq_export.onnx_graphs import write_graph
 from edgeseq_runtime._version import __version__
 from edgeseq_runtime.bundle import describe_file, describe_graph
 from edgeseq_runtime.manifest import (
@@ -26,9 +33,7 @@ from edgeseq_runtime.manifest import (
     Provenance,
     TokenizerFacts,
 )
-from edgeseq_runtime.signatures import expected_signatures
 from edgeseq_runtime.tokenizer import BOS_ID, EOS_ID, PAD_ID, UNK_ID
-from tiny_graphs import Weights, write_graph
 
 VOCAB_SIZE = 60
 
@@ -87,8 +92,64 @@ def tiny_facts(**changes: object) -> ModelFacts:
     return ModelFacts.model_validate(facts | changes)
 
 
+def tiny_model(*, seed: int = 1, **changes: object) -> Seq2Seq:
+    """Build the model of a tiny bundle, in evaluation mode; the same arguments give the same weights.
+
+    Args:
+        seed: Of the weights.
+        changes: Model facts that differ from those of :func:`tiny_facts`.
+    """
+    facts = tiny_facts(**changes)
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        model = build_model(_config(facts), facts.vocab_size)
+        _roughen(model)
+    built = model_facts(_config(facts), model, facts.vocab_size)
+    assert built == facts.model_copy(update={"parameters": built.parameters}), "the model is not what its facts say"
+    return model.eval()
+
+
+def _config(facts: ModelFacts) -> ModelConfig:
+    def stack(kernel_sizes: list[int]) -> StackConfig:
+        return StackConfig(
+            kernel_sizes=kernel_sizes,
+            convolution=facts.convolution,
+            convolution_heads=facts.convolution_heads,
+            feed_forward_dim=facts.feed_forward_dim,
+            glu=facts.glu,
+        )
+
+    return ModelConfig(
+        dim=facts.dim,
+        attention_heads=facts.heads,
+        encoder=stack([3] * facts.encoder_blocks),
+        decoder=stack(facts.decoder_kernel_sizes),
+        norm=facts.norm,
+        head=facts.head,
+        tied_embeddings=False,  # or each token's best successor would be itself
+        halting=facts.halting,
+        dropout=0.0,
+    )
+
+
+@torch.no_grad()
+def _roughen(model: Seq2Seq) -> None:
+    """Make fresh weights matter as trained ones do: norms that are not the identity, branches that weigh something."""
+    for module in model.modules():
+        if isinstance(module, nn.LayerNorm):
+            module.weight.add_(torch.randn_like(module.weight) * 0.1)
+            module.bias.add_(torch.randn_like(module.bias) * 0.1)
+        elif isinstance(module, nn.Linear):
+            module.weight.mul_(2)
+    for weight in model.decoder.exit_heads.weights:
+        weight[EOS_ID] *= 2  # or few sentences would end before their maximum length
+    units = model.decoder.halting_units
+    if units is not None:
+        units.weight.copy_(torch.randn_like(units.weight) * 0.5)
+
+
 def write_tiny_bundle(
-    path: Path, *, seed: int = 0, operating_point: str | None = "halting:0.5", **changes: object
+    path: Path, *, seed: int = 1, operating_point: str | None = "halting:0.5", **changes: object
 ) -> Path:
     """Write a bundle.
 
@@ -99,18 +160,17 @@ def write_tiny_bundle(
         changes: Model facts that differ from those of :func:`tiny_facts`.
     """
     facts = tiny_facts(**changes)
-    weights = Weights(seed)
+    model = tiny_model(seed=seed, **changes)
     path.mkdir(parents=True)
-    signatures = expected_signatures(facts)
-    for signature in signatures:
-        (path / signature.file).write_bytes(write_graph(facts, signature, weights))
+    graphs = []
+    for part in split_model(model, facts):
+        (path / part.signature.file).write_bytes(write_graph(part).SerializeToString(deterministic=True))
+        graphs.append(describe_graph(path, part.signature))
     (path / "tokenizer.model").write_bytes(tiny_tokenizer())
     files = [describe_file(path, "tokenizer.model", "tokenizer")]
-    if facts.halting_units:
-        tensors = {
-            "halting.weight": weights.array("halting", facts.halting_units, facts.dim, scale=0.5),
-            "halting.bias": np.zeros(facts.halting_units, dtype=np.float32),
-        }
+    units = model.decoder.halting_units
+    if units is not None:
+        tensors = {"halting.weight": units.weight.detach().numpy(), "halting.bias": units.bias.detach().numpy()}
         (path / "predictors.safetensors").write_bytes(safetensors_bytes(tensors))
         files.append(describe_file(path, "predictors.safetensors", "predictors"))
     points = []
@@ -129,7 +189,7 @@ def write_tiny_bundle(
         edgeseq_version=__version__,
         created="2026-01-01",
         model=facts,
-        graphs=[describe_graph(path, signature) for signature in signatures],
+        graphs=graphs,
         files=files,
         tokenizer=TokenizerFacts(pieces=VOCAB_SIZE),
         operating_points=points,

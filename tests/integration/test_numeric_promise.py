@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -10,14 +11,16 @@ import pytest
 
 from eager_engine import EagerEngine
 from edgeseq_runtime import Translation, Translator
+from edgeseq_runtime.arrays import FloatArray, IntArray
 from edgeseq_runtime.bundle import Bundle, load_bundle
 from edgeseq_runtime.engine import Engine
+from edgeseq_runtime.places import Layout
 from edgeseq_runtime.policy import DepthPolicy, FixedDepth
 from edgeseq_runtime.search import greedy
 from edgeseq_runtime.state import DecoderState
 from edgeseq_runtime.tokenizer import BOS_ID, EOS_ID
 
-POLICIES = ["full", "2", "adaptive", "halting:0.5"]
+POLICIES = ["full", "2", "adaptive", "halting:0.5", "halting:0.8"]
 
 
 @pytest.fixture(scope="module")
@@ -50,9 +53,8 @@ def test_arithmetic_that_mixes_rows_is_seen(
     """Control: exit states scaled by the batch's largest value and back, as per-tensor quantisation does."""
     original = Engine._logits
 
-    def mixed(engine: Engine, exits: object) -> object:
-        exits.exit_states = _quantise(exits.exit_states)  # type: ignore[attr-defined]
-        return original(engine, exits)  # type: ignore[arg-type]
+    def mixed(engine: Engine, exit_states: FloatArray, depths: IntArray) -> FloatArray:
+        return original(engine, _quantise(exit_states), depths)
 
     monkeypatch.setattr(Engine, "_logits", mixed)
     translator = Translator(bundle, depth="full", device="cpu")
@@ -61,24 +63,31 @@ def test_arithmetic_that_mixes_rows_is_seen(
     assert bits(translator.translate(few, batch_size=32, max_length=12, scores=True)) != single
 
 
-def _quantise(states: np.ndarray) -> np.ndarray:
+def _quantise(states: FloatArray) -> FloatArray:
     scale = np.abs(states).max() / 127
     return (np.round(states / scale) * scale).astype(np.float32)
 
 
-def decode(engine: Engine, loaded: Bundle, policy: DepthPolicy, text: list[str]) -> list[tuple[object, ...]]:
+def decode(
+    engine: Engine, loaded: Bundle, policy: DepthPolicy, text: list[str]
+) -> list[tuple[tuple[int, ...], tuple[int, ...], float | None]]:
     sources = [[*loaded.tokenizer.encode(line), EOS_ID] for line in text]
     hypotheses = greedy(engine, sources, policy, [40] * len(sources), want_scores=True)
     return [(tuple(h.tokens), tuple(h.depths), h.score) for h in hypotheses]
 
 
-@pytest.mark.parametrize("threshold", [0.4, 0.5, 0.6])
+@pytest.mark.parametrize("threshold", [0.5, 0.6, 0.75, 0.9])
 def test_lazy_backfill_equals_eager_in_bits(threshold: float, loaded: Bundle, sentences: list[str]) -> None:
     facts = loaded.manifest.model
     policy = loaded.policy(f"halting:{threshold}")
     text = [sentence for sentence in sentences[:96] if sentence]
     eager = EagerEngine(loaded.path, facts, device="cpu")
-    assert decode(Engine(loaded.path, facts, device="cpu"), loaded, policy, text) == decode(eager, loaded, policy, text)
+    lazily = decode(Engine(loaded.path, facts, device="cpu"), loaded, policy, text)
+    assert lazily == decode(eager, loaded, policy, text)
+    assert eager.backfilled > 0
+    assert any(earlier < later for _, depths, _ in lazily for earlier, later in itertools.pairwise(depths)), (
+        "no token went deeper than the one before it: no column that is missing was read"
+    )
 
 
 def random_depths(engine: Engine, loaded: Bundle, text: list[str], seed: int) -> tuple[np.ndarray, np.ndarray]:
@@ -104,6 +113,7 @@ def test_lazy_equals_eager_over_long_random_depths(loaded: Bundle, sentences: li
     lazy_logits, depths = random_depths(Engine(loaded.path, facts, device="cpu"), loaded, text, seed=5)
     eager_logits, _ = random_depths(eager, loaded, text, seed=5)
     assert np.array_equal(lazy_logits, eager_logits)
+    assert eager.backfilled == sum((depths < block).sum() for block in range(2, facts.decoder_blocks + 1))
     assert set(np.unique(depths)) == {1, 2, 3, 4}, "not every depth occurred"
     reach = max(facts.decoder_kernel_sizes[1:]) - 1
     assert any(
@@ -113,17 +123,27 @@ def test_lazy_equals_eager_over_long_random_depths(loaded: Bundle, sentences: li
     ), "no return to block N after more than K - 1 shallow tokens"
 
 
-def test_a_backfill_one_column_short_is_seen(loaded: Bundle, sentences: list[str]) -> None:
-    """Control: the oldest column that the convolution reaches is taken for out of reach."""
+class Short(Layout):
+    """Takes the oldest column that the convolution reaches for out of reach."""
 
-    class Short(Engine):
-        def _backfill(self, state: DecoderState, block: int, active: object) -> None:
-            past = state.blocks[block - 1]
-            past.filled = np.maximum(past.filled, state.positions - self._reaches[block - 1] + 1)
-            super()._backfill(state, block, active)  # type: ignore[arg-type]
+    def catch_up(self, kernel_size: int, row: int, position: int, gap: int) -> tuple[IntArray, IntArray]:
+        return super().catch_up(kernel_size, row, position, min(gap, max(kernel_size - 2, 0)))
 
+
+class Forgetful(Layout):
+    """Makes no column of a skipped position."""
+
+    def catch_up(self, kernel_size: int, row: int, position: int, gap: int) -> tuple[IntArray, IntArray]:
+        return super().catch_up(kernel_size, row, position, 0)
+
+
+@pytest.mark.parametrize("layout", [Short, Forgetful])
+def test_a_backfill_that_misses_columns_is_seen(layout: type[Layout], loaded: Bundle, sentences: list[str]) -> None:
+    """Control: the lazy engine makes one column too few, or none; the eager one is right."""
     facts = loaded.manifest.model
     text = [sentence for sentence in sentences[:24] if sentence]
-    expected, _ = random_depths(Engine(loaded.path, facts, device="cpu"), loaded, text, seed=5)
-    found, _ = random_depths(Short(loaded.path, facts, device="cpu"), loaded, text, seed=5)
+    lazy = Engine(loaded.path, facts, device="cpu")
+    lazy._layout = layout(facts)
+    found, _ = random_depths(lazy, loaded, text, seed=5)
+    expected, _ = random_depths(EagerEngine(loaded.path, facts, device="cpu"), loaded, text, seed=5)
     assert not np.array_equal(expected, found)

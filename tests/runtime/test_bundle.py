@@ -138,11 +138,26 @@ def test_signatures_of_another_model_are_refused_by_graph(bundle: Path) -> None:
 
     edit_manifest(bundle, change)
     message = refusal(bundle)
-    assert "manifest.json lists graphs that do not fit its model (4 problems):" in message
-    assert "  graph backfill_3.onnx is missing" in message
+    assert "manifest.json lists graphs that do not fit its model (3 problems):" in message
     assert "  encoder.onnx: is the encoder of block 1, expected the encoder of block None" in message
-    assert "  block_3.onnx: inputs are x float32['rows', 'positions', 16], cross_key" in message
-    assert "history float32['rows', 8, 16]" in message
+    assert "  block_3.onnx: inputs are states float32['cells', 16], exit_states" in message
+    assert "tap_places int64['active', 4, 1]; expected states" in message
+    assert "tap_places int64['active', 4, 3]" in message
+    assert "tap_places int64['active', 4, 9]" in message
+
+
+def test_missing_and_additional_blocks_are_named(bundle: Path) -> None:
+    def change(content: dict[str, Any]) -> None:
+        content["graphs"] = [graph for graph in content["graphs"] if graph["file"] != "cross_2.onnx"]
+        content["model"]["decoder_kernel_sizes"] = [3, 5, 1]
+        content["model"]["halting"] = "shared"
+
+    edit_manifest(bundle, change)
+    message = refusal(bundle)
+    assert "(3 problems):" in message
+    assert "  graph cross_2.onnx is missing" in message
+    assert "  graph block_4.onnx is not expected" in message
+    assert "  graph cross_4.onnx is not expected" in message
 
 
 def test_graph_that_is_not_expected_is_refused(bundle: Path) -> None:

@@ -1,6 +1,6 @@
-"""The engine: lazy equals eager, batched equals single, both in bits; and it equals the naive way."""
+"""The engine: lazy equals eager, batched equals single, both in bits; it equals the naive way, and the torch model."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import numpy as np
@@ -10,18 +10,21 @@ from eager_engine import EagerEngine
 from edgeseq_runtime.engine import Engine
 from edgeseq_runtime.errors import BundleError, InputError
 from edgeseq_runtime.manifest import ModelFacts
+from edgeseq_runtime.places import StepPlaces
 from edgeseq_runtime.policy import DepthPolicy, FixedDepth, Halting, HaltingUnits
 from edgeseq_runtime.sessions import Graph
-from edgeseq_runtime.state import DecoderState
+from edgeseq_runtime.state import BlockState, DecoderState
 from edgeseq_runtime.tokenizer import BOS_ID, EOS_ID
-from naive_decoder import NaiveDecoder
-from tiny_bundle import tiny_facts, write_tiny_bundle
+from naive_decoder import NaiveDecoder, torch_logits
+from tiny_bundle import tiny_facts, tiny_model, write_tiny_bundle
 
-STEPS = 60  # more than a window holds, so that every ring goes round
+STEPS = 60  # more than the widest ring has places, so that every ring goes round
+TOLERANCE = 1e-4  # of logits with a spread of about 5, after 60 steps in float32
 
 MODELS: dict[str, dict[str, object]] = {
     "pre-norm, tied, gated": {},
     "post-norm, untied, not gated": {"norm": "post", "head": "untied", "glu": False},
+    "lightweight": {"convolution": "lightweight"},
     "one wide block above, none between": {"decoder_kernel_sizes": [1, 1, 40]},
     "upper blocks without history": {"decoder_kernel_sizes": [5, 1, 1]},
     "a single block": {"decoder_kernel_sizes": [3], "halting": "none", "operating_point": None},
@@ -34,7 +37,9 @@ class Case:
     def __init__(self, folder: Path, changes: dict[str, object]) -> None:
         write_tiny_bundle(folder, **changes)  # type: ignore[arg-type]
         self.folder = folder
-        self.facts = tiny_facts(**{k: v for k, v in changes.items() if k != "operating_point"})
+        facts = {name: value for name, value in changes.items() if name != "operating_point"}
+        self.facts = tiny_facts(**facts)
+        self.model = tiny_model(**facts)  # type: ignore[arg-type]
         generator = np.random.default_rng(0)
         lengths = generator.integers(1, 14, 9)
         vocabulary = (4, self.facts.vocab_size)
@@ -59,6 +64,10 @@ class Case:
                 for tokens, depths in zip(self.tokens, self.depths, strict=True)
             ]
         )
+
+    def torch_logits(self, row: int) -> np.ndarray:
+        """What the torch model makes of the same row: (steps, vocab)."""
+        return torch_logits(self.model, self.sources[row], self.tokens[:, row].tolist(), self.depths[:, row].tolist())
 
     @property
     def everyone(self) -> list[int]:
@@ -87,7 +96,7 @@ def test_depths_exercise_everything(plain: Case) -> None:
 
 
 def test_engine_equals_the_naive_decoder(case: Case) -> None:
-    """The same graphs, one sentence at a time, without windows: the same bits."""
+    """The same graphs, one sentence at a time, without rings that turn: the same bits."""
     naive = NaiveDecoder(case.folder, case.facts)
     logits = case.logits(case.engine(), case.everyone)
     for row in case.everyone[:3]:
@@ -95,13 +104,22 @@ def test_engine_equals_the_naive_decoder(case: Case) -> None:
         np.testing.assert_array_equal(logits[:, row], np.stack(expected))
 
 
+def test_engine_equals_the_torch_model(case: Case) -> None:
+    """Training's own forward, which copies states upward by one `where`: equal but for rounding."""
+    logits = case.logits(case.engine(), case.everyone)
+    for row in case.everyone:
+        expected = case.torch_logits(row)
+        assert np.ptp(expected) > 3
+        np.testing.assert_allclose(logits[:, row], expected, rtol=0, atol=TOLERANCE)
+
+
 def test_lazy_backfill_equals_eager(case: Case) -> None:
     eager = case.engine(EagerEngine)
     assert isinstance(eager, EagerEngine)
     expected = case.logits(eager, case.everyone)
     np.testing.assert_array_equal(case.logits(case.engine(), case.everyone), expected)
-    has_backfill = any(kernel_size > 1 for kernel_size in case.facts.decoder_kernel_sizes[1:])
-    assert (eager.backfilled > 0) == has_backfill
+    assert eager.backfilled == (case.facts.decoder_blocks - case.depths).sum()
+    assert (eager.backfilled > 0) == (case.facts.decoder_blocks > 1)
 
 
 def test_batched_equals_single(case: Case) -> None:
@@ -120,29 +138,49 @@ def break_copied_state(monkeypatch: pytest.MonkeyPatch) -> None:
     """Copy the exit state upward in place of the last state."""
     original = Engine._run_blocks
 
-    def run(self: Engine, *arguments: object) -> object:
-        exits = original(self, *arguments)  # type: ignore[arg-type]
-        exits.last_states = exits.exit_states
-        return exits
+    def run(self: Engine, state: DecoderState, places: StepPlaces, depths: np.ndarray | None) -> np.ndarray:
+        cells = places.own_cells[:, 0]
+        used = original(self, state, places, depths)
+        state.states[cells] = state.exit_states
+        return used
 
     monkeypatch.setattr(Engine, "_run_blocks", run)
 
 
 def break_backfill(monkeypatch: pytest.MonkeyPatch) -> None:
     """Leave skipped columns out."""
-    monkeypatch.setattr(Engine, "_backfill", lambda *_: None)
+    _change_filled(monkeypatch, lambda positions, filled, kernel_size: positions)
 
 
 def break_reach(monkeypatch: pytest.MonkeyPatch) -> None:
     """Take the oldest column within reach for out of reach."""
-    original = Engine._backfill
+    _change_filled(
+        monkeypatch, lambda positions, filled, kernel_size: np.maximum(filled, positions - (kernel_size - 2))
+    )
 
-    def backfill(self: Engine, state: DecoderState, block: int, active: np.ndarray) -> None:
-        past = state.blocks[block - 1]
-        past.filled = np.maximum(past.filled, state.positions - self._reaches[block - 1] + 1)
-        original(self, state, block, active)
 
-    monkeypatch.setattr(Engine, "_backfill", backfill)
+def _change_filled(
+    monkeypatch: pytest.MonkeyPatch, change: Callable[[np.ndarray, np.ndarray, int], np.ndarray]
+) -> None:
+    """Mislead the places about which columns there are."""
+    original = StepPlaces.block_indices
+
+    def indices(self: StepPlaces, kernel_size: int, filled: np.ndarray) -> dict[str, np.ndarray]:
+        claimed = change(self._all_positions, filled, kernel_size)
+        return original(self, kernel_size, np.minimum(claimed, self._all_positions))
+
+    monkeypatch.setattr(StepPlaces, "block_indices", indices)
+
+
+def break_taps(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Read each ring one place further on than where the current position lies."""
+    original = StepPlaces.block_indices
+
+    def indices(self: StepPlaces, kernel_size: int, filled: np.ndarray) -> dict[str, np.ndarray]:
+        found = original(self, kernel_size, filled)
+        return {**found, "tap_places": np.roll(found["tap_places"], 1, axis=2)}
+
+    monkeypatch.setattr(StepPlaces, "block_indices", indices)
 
 
 def break_bias(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -157,12 +195,44 @@ def break_bias(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(Engine, "encode", encode)
 
 
-@pytest.mark.parametrize("damage", [break_copied_state, break_backfill, break_reach])
-def test_control_broken_backfill_is_seen(plain: Case, damage: Break, monkeypatch: pytest.MonkeyPatch) -> None:
+DAMAGES = [break_copied_state, break_backfill, break_reach, break_taps]
+
+
+@pytest.mark.parametrize("damage", DAMAGES)
+def test_control_damage_is_seen_in_bits(plain: Case, damage: Break, monkeypatch: pytest.MonkeyPatch) -> None:
     naive = NaiveDecoder(plain.folder, plain.facts)
     expected = np.stack(naive.logits(plain.sources[0], plain.tokens[:, 0], plain.depths[:, 0]))
     damage(monkeypatch)
     assert not np.array_equal(plain.logits(plain.engine(), [0])[:, 0], expected)
+
+
+@pytest.mark.parametrize("damage", DAMAGES)
+def test_control_damage_is_more_than_rounding(plain: Case, damage: Break, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The tolerance that the torch model is given hides nothing."""
+    damage(monkeypatch)
+    differences = np.abs(plain.logits(plain.engine(), [0])[:, 0] - plain.torch_logits(0))
+    assert differences.max() > 100 * TOLERANCE
+
+
+@pytest.mark.parametrize("damage", [break_backfill, break_reach])
+def test_control_a_lazy_engine_that_leaves_columns_out_is_not_eager(
+    plain: Case, damage: Break, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The eager engine leaves nothing to be filled later, so the damage does not touch it."""
+    expected = plain.logits(plain.engine(EagerEngine), plain.everyone)
+    damage(monkeypatch)
+    np.testing.assert_array_equal(plain.logits(plain.engine(EagerEngine), plain.everyone), expected)
+    assert not np.array_equal(plain.logits(plain.engine(), plain.everyone), expected)
+
+
+def test_control_an_eager_engine_that_fills_nothing_is_not_lazy(plain: Case, monkeypatch: pytest.MonkeyPatch) -> None:
+    expected = plain.logits(plain.engine(), plain.everyone)
+
+    def claim(self: EagerEngine, state: DecoderState, block: int, rows: np.ndarray) -> None:
+        state.blocks[block - 1].filled[rows] = state.positions[rows]
+
+    monkeypatch.setattr(EagerEngine, "_fill", claim)
+    assert not np.array_equal(plain.logits(plain.engine(EagerEngine), plain.everyone), expected)
 
 
 def test_control_visible_padding_is_seen(plain: Case, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -173,12 +243,16 @@ def test_control_visible_padding_is_seen(plain: Case, monkeypatch: pytest.Monkey
     assert not np.array_equal(plain.logits(engine, [shortest])[:, 0], batched)
 
 
-def test_rows_can_be_dropped_repeated_and_reordered(case: Case) -> None:
-    """As a beam search does: each row goes on from its parent's past."""
+Past = tuple[int, list[int], list[int]]
+"""What a row has come through: its sentence, the tokens it was fed, and their depths."""
+
+
+def select_at_random(case: Case) -> tuple[list[Past], np.ndarray]:
+    """Step while rows are dropped, repeated and reordered; give the rows' pasts and their last logits."""
     engine = case.engine()
     generator = np.random.default_rng(5)
     state = engine.encode(case.sources, FixedDepth(1, "1"))
-    pasts: list[tuple[int, list[int], list[int]]] = [(row, [], []) for row in case.everyone]
+    pasts: list[Past] = [(row, [], []) for row in case.everyone]
     parents = None
     for step in range(STEPS):
         if step and step % 5 == 0:
@@ -190,25 +264,67 @@ def test_rows_can_be_dropped_repeated_and_reordered(case: Case) -> None:
         for (_, fed, used), token, depth in zip(pasts, tokens, depths, strict=True):
             fed.append(int(token))
             used.append(int(depth))
+    return pasts, logits
+
+
+def test_rows_can_be_dropped_repeated_and_reordered(case: Case) -> None:
+    """As a beam search does: each row goes on from its parent's past."""
+    pasts, logits = select_at_random(case)
     naive = NaiveDecoder(case.folder, case.facts)
-    for row, (source, fed, used) in enumerate(pasts[:3]):
-        np.testing.assert_array_equal(logits[row], naive.logits(case.sources[source], fed, used)[-1])
+    for row, past in enumerate(pasts[:3]):
+        np.testing.assert_array_equal(logits[row], naive.logits(*past_of(case, past))[-1])
+
+
+def past_of(case: Case, past: Past) -> tuple[list[int], list[int], list[int]]:
+    sentence, fed, used = past
+    return case.sources[sentence], fed, used
+
+
+@pytest.mark.parametrize("name", ["columns", "filled", "states"])
+def test_control_rows_that_are_not_selected_are_seen(plain: Case, name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """One array keeps the rows in the order they had."""
+    kind = DecoderState if name == "states" else BlockState
+    original = kind.select
+
+    def select(self: DecoderState | BlockState, rows: np.ndarray) -> None:
+        before = getattr(self, name)
+        original(self, rows)  # type: ignore[arg-type]
+        setattr(self, name, np.resize(before, getattr(self, name).shape))
+
+    monkeypatch.setattr(kind, "select", select)
+    pasts, logits = select_at_random(plain)
+    naive = NaiveDecoder(plain.folder, plain.facts)
+    expected = [naive.logits(*past_of(plain, past))[-1] for past in pasts]
+    assert not np.array_equal(logits, np.stack(expected))
+
+
+def record_runs(monkeypatch: pytest.MonkeyPatch) -> list[tuple[str, int]]:
+    """A list to which each run adds its graph's file, and how many rows it runs on, where an input tells."""
+    runs: list[tuple[str, int]] = []
+    originals = {name: getattr(Graph, name) for name in ("run", "run_bound")}
+
+    def record(name: str) -> Callable[..., object]:
+        def run(self: Graph, *arguments: object) -> object:
+            feed: dict[str, np.ndarray] = arguments[-1]  # type: ignore[assignment]
+            rows = next((len(feed[name]) for name in ("active_rows", "memory") if name in feed), 0)
+            runs.append((self._file, rows))
+            return originals[name](self, *arguments)
+
+        return run
+
+    for name in originals:
+        monkeypatch.setattr(Graph, name, record(name))
+    return runs
 
 
 def test_skipped_blocks_are_not_run(plain: Case, monkeypatch: pytest.MonkeyPatch) -> None:
-    """A fixed depth runs nothing above it: no block, no keys and values, no backfill."""
-    run = Graph.run
-    files: list[str] = []
-
-    def record(self: Graph, feed: dict[str, np.ndarray]) -> list[np.ndarray]:
-        files.append(self._file)
-        return run(self, feed)
-
-    monkeypatch.setattr(Graph, "run", record)
+    """A fixed depth runs nothing above it: no block, no keys and values."""
+    runs = record_runs(monkeypatch)
     engine = plain.engine()
     state = engine.encode(plain.sources[:2], FixedDepth(2, "2"))
     for tokens in plain.tokens[:3, :2]:
         assert engine.step(state, tokens).depths.tolist() == [2, 2]
+    files = [file for file, _ in runs]
     step = ["embed.onnx", "block_1.onnx", "block_2.onnx", "head.onnx"]
     assert [file for file in files if not file.startswith(("encoder", "cross"))] == step * 3
     assert sorted(file for file in files if file.startswith("cross")) == [
@@ -216,24 +332,47 @@ def test_skipped_blocks_are_not_run(plain: Case, monkeypatch: pytest.MonkeyPatch
     ]  # fmt: skip
 
 
+def test_blocks_run_on_the_rows_that_go_on_and_no_others(plain: Case, monkeypatch: pytest.MonkeyPatch) -> None:
+    """One call each, backfill included; none where all rows have stopped."""
+    runs = record_runs(monkeypatch)
+    engine = plain.engine()
+    state = engine.encode(plain.sources[:6], FixedDepth(1, "1"))
+    for depths in ([1, 1, 1, 1, 1, 1], [1, 4, 1, 2, 1, 2], [3, 3, 3, 3, 3, 3]):
+        runs.clear()
+        engine.step(state, plain.tokens[0, :6], depths=np.array(depths))
+        expected = [(f"block_{block}.onnx", sum(depth >= block for depth in depths)) for block in range(1, 5)]
+        assert [run for run in runs if run[0].startswith("block")] == [run for run in expected if run[1]]
+
+
+def test_backfill_is_lazy_and_bounded(plain: Case, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Nothing is filled before a row comes back, and then no more than the convolution reaches (K = 3, 5, 1, 7)."""
+    original = StepPlaces.block_indices
+    reads: list[int] = []
+
+    def indices(self: StepPlaces, kernel_size: int, filled: np.ndarray) -> dict[str, np.ndarray]:
+        found = original(self, kernel_size, filled)
+        reads.append(len(found["read_cells"]) - len(self.active))
+        return found
+
+    monkeypatch.setattr(StepPlaces, "block_indices", indices)
+    engine = plain.engine()
+    state = engine.encode(plain.sources[:1], FixedDepth(1, "1"))
+    for depth, expected in ((1, [0]), (1, [0]), (4, [0, 2, 0, 2]), *[(1, [0])] * 9, (2, [0, 4]), (4, [0, 0, 0, 6])):
+        reads.clear()
+        engine.step(state, plain.tokens[0, :1], depths=np.array([depth]))
+        assert reads == expected
+
+
 def test_keys_and_values_are_computed_once_per_row(plain: Case, monkeypatch: pytest.MonkeyPatch) -> None:
     """Rows enter block 4 one after another; when half of them has, the rest comes along."""
-    run = Graph.run
-    sizes: list[int] = []
-
-    def record(self: Graph, feed: dict[str, np.ndarray]) -> list[np.ndarray]:
-        if self._file == "cross_4.onnx":
-            sizes.append(len(feed["memory"]))
-        return run(self, feed)
-
-    monkeypatch.setattr(Graph, "run", record)
+    runs = record_runs(monkeypatch)
     engine = plain.engine()
     state = engine.encode(plain.sources[:6], FixedDepth(1, "1"))
     for deep in ([0], [0], [3], [1, 3], [5], [0, 1, 2, 3, 4, 5]):
         depths = np.ones(6, dtype=np.int64)
         depths[deep] = 4
         engine.step(state, plain.tokens[0, :6], depths=depths)
-    assert sizes == [1, 1, 4]
+    assert [rows for file, rows in runs if file == "cross_4.onnx"] == [1, 1, 4]
 
 
 def test_policy_decides_after_each_block(plain: Case) -> None:
@@ -269,52 +408,125 @@ def test_halting_depths_do_not_depend_on_the_batch(plain: Case) -> None:
         np.testing.assert_array_equal(depths([row])[:, 0], batched[:, row])
 
 
-def test_rows_can_be_given_to_other_sentences(case: Case) -> None:
-    """Rows begin anew at different steps, with longer and shorter sources, and give the same bits."""
+def give_rows_away(case: Case) -> Iterator[tuple[np.ndarray, list[Past]]]:
+    """Step while rows begin anew with longer and shorter sources; give logits and pasts now and then."""
     engine = case.engine()
+    rows = 3
     generator = np.random.default_rng(6)
-    state = engine.encode(case.sources[:3], FixedDepth(1, "1"))
+    state = engine.encode(case.sources[:rows], FixedDepth(1, "1"))
     other = engine.encode(case.sources, FixedDepth(1, "1"))
-    pasts: list[tuple[int, list[int], list[int]]] = [(row, [], []) for row in range(3)]
-    naive = NaiveDecoder(case.folder, case.facts)
+    pasts: list[Past] = [(row, [], []) for row in range(rows)]
     for step in range(STEPS):
         if step % 9 == 4:
-            rows = np.flatnonzero(generator.random(3) < 0.5)
-            sentences = generator.integers(0, len(case.sources), len(rows))
-            if len(rows):
-                engine.adopt(state, rows, other, sentences)
-            for row, begun in zip(rows.tolist(), sentences.tolist(), strict=True):
+            free = np.flatnonzero(generator.random(rows) < 0.5)
+            sentences = generator.integers(0, len(case.sources), len(free))
+            if len(free):
+                engine.adopt(state, free, other, sentences)
+            for row, begun in zip(free.tolist(), sentences.tolist(), strict=True):
                 pasts[row] = (begun, [], [])
-        tokens, depths = case.tokens[step, :3], case.depths[step, :3]
+        tokens, depths = case.tokens[step, :rows], case.depths[step, :rows]
         logits = engine.step(state, tokens, depths=depths).logits
         for (_, fed, used), token, depth in zip(pasts, tokens, depths, strict=True):
             fed.append(int(token))
             used.append(int(depth))
         if step % 9 in (3, 5):
-            for row, (sentence, fed, used) in enumerate(pasts):
-                expected = naive.logits(case.sources[sentence], fed, used)[-1]
-                np.testing.assert_array_equal(logits[row], expected)
+            yield logits, pasts
+
+
+def test_rows_can_be_given_to_other_sentences(case: Case) -> None:
+    """Rows begin anew at different steps and give the same bits."""
+    naive = NaiveDecoder(case.folder, case.facts)
+    for logits, pasts in give_rows_away(case):
+        for row, past in enumerate(pasts):
+            np.testing.assert_array_equal(logits[row], naive.logits(*past_of(case, past))[-1])
+
+
+@pytest.mark.parametrize("name", ["columns", "positions"])
+def test_control_a_row_that_keeps_something_of_the_sentence_before_is_seen(
+    plain: Case, name: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    kind: type[DecoderState | BlockState] = DecoderState if name == "positions" else BlockState
+    original = kind.adopt
+
+    def adopt(self: DecoderState | BlockState, *arguments: object) -> None:
+        before = getattr(self, name).copy()
+        original(self, *arguments)  # type: ignore[arg-type]
+        getattr(self, name)[:] = before
+
+    monkeypatch.setattr(kind, "adopt", adopt)
+    naive = NaiveDecoder(plain.folder, plain.facts)
+    assert not all(
+        np.array_equal(logits[row], naive.logits(*past_of(plain, past))[-1])
+        for logits, pasts in give_rows_away(plain)
+        for row, past in enumerate(pasts)
+    )
+
+
+def replace_the_only_row_that_was_deep(case: Case) -> tuple[np.ndarray, np.ndarray]:
+    """Logits of a row that enters block 4, begins anew, and enters it again; and those of the new sentence alone."""
+    engine = case.engine()
+    state = engine.encode(case.sources[:4], FixedDepth(1, "1"))
+    engine.step(state, case.tokens[0, :4], depths=np.array([1, 1, 4, 1]))
+    engine.adopt(state, np.array([2]), engine.encode(case.sources[5:7], FixedDepth(1, "1")), np.array([1]))
+    found = engine.step(state, case.tokens[0, :4], depths=np.array([1, 1, 4, 1])).logits[2]
+    alone = engine.encode([case.sources[6]], FixedDepth(1, "1"))
+    return found, engine.step(alone, case.tokens[0, [2]], depths=np.array([4])).logits[0]
+
+
+def test_a_row_that_begins_anew_enters_blocks_anew(plain: Case) -> None:
+    """Its keys and values are there from the sentence before, where those of most rows are not."""
+    found, expected = replace_the_only_row_that_was_deep(plain)
+    np.testing.assert_array_equal(found, expected)
+
+
+def test_control_keys_and_values_of_the_sentence_before_are_seen(plain: Case, monkeypatch: pytest.MonkeyPatch) -> None:
+    original = BlockState.adopt
+
+    def adopt(self: BlockState, *arguments: object) -> None:
+        before = self.entered.copy()
+        original(self, *arguments)  # type: ignore[arg-type]
+        self.entered[:] = before
+
+    monkeypatch.setattr(BlockState, "adopt", adopt)
+    found, expected = replace_the_only_row_that_was_deep(plain)
+    assert not np.array_equal(found, expected)
 
 
 def test_a_row_alone_computes_only_what_it_enters(plain: Case, monkeypatch: pytest.MonkeyPatch) -> None:
     """Keys and values of a batch that takes over rows are made ahead, but not for a single row."""
-    run = Graph.run
-    files: list[str] = []
-
-    def record(self: Graph, feed: dict[str, np.ndarray]) -> list[np.ndarray]:
-        files.append(self._file)
-        return run(self, feed)
-
-    monkeypatch.setattr(Graph, "run", record)
+    runs = record_runs(monkeypatch)
     engine = plain.engine()
     for rows, expected in ((1, 0), (2, 4)):
         state = engine.encode(plain.sources[:rows], FixedDepth(1, "1"))
         other = engine.encode(plain.sources[:3], FixedDepth(1, "1"))
         engine.step(state, plain.tokens[0, :rows], depths=np.full(rows, 4))
-        files.clear()
+        runs.clear()
         for number in (0, 1):
             engine.adopt(state, np.array([0]), other, np.array([number]))
-        assert sum(file.startswith("cross") for file in files) == expected
+        assert sum(file.startswith("cross") for file, _ in runs) == expected
+
+
+def test_decodes_share_an_engine_and_nothing_else(plain: Case) -> None:
+    """Two states advanced in turn, their graphs bound to different arrays."""
+    engine = plain.engine()
+    expected = plain.logits(engine, [0, 1, 2]), plain.logits(engine, [3, 4])
+    groups = ([0, 1, 2], [3, 4])
+    states = [engine.encode([plain.sources[row] for row in rows], FixedDepth(1, "1")) for rows in groups]
+    for step, (tokens, depths) in enumerate(zip(plain.tokens, plain.depths, strict=True)):
+        for number, (state, rows) in enumerate(zip(states, groups, strict=True)):
+            logits = engine.step(state, tokens[rows], depths=depths[rows]).logits
+            np.testing.assert_array_equal(logits, expected[number][step])
+
+
+def test_what_a_step_gives_is_not_overwritten_by_the_next(plain: Case) -> None:
+    """State is updated in place, results are not."""
+    engine = plain.engine()
+    state = engine.encode(plain.sources[:2], FixedDepth(4, "full"))
+    first = engine.step(state, plain.tokens[0, :2])
+    logits, depths = first.logits.copy(), first.depths.copy()
+    engine.step(state, plain.tokens[1, :2], depths=np.array([1, 2]))
+    np.testing.assert_array_equal(first.logits, logits)
+    np.testing.assert_array_equal(first.depths, depths)
 
 
 def test_long_batches_are_encoded_in_parts(plain: Case, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -54,9 +54,10 @@ def test_facts_follow_from_the_model(data: bytes) -> None:
         (b"[]", "m.json is not the manifest of a bundle: format is None, expected 'edgeseq-bundle'"),
         (b'{"format": "onnx"}', "format is 'onnx', expected 'edgeseq-bundle'"),
         (
-            b'{"format": "edgeseq-bundle", "format_version": 2}',
-            "m.json has format_version 2; this edgeseq reads version 1: export the model again, or",
+            b'{"format": "edgeseq-bundle", "format_version": 3}',
+            "m.json has format_version 3; this edgeseq reads version 2: export the model again, or",
         ),
+        (b'{"format": "edgeseq-bundle", "format_version": 1}', "m.json has format_version 1; this edgeseq reads"),
         (b'{"format": "edgeseq-bundle", "format_version": true}', "has format_version True;"),
     ],
 )

@@ -1,10 +1,14 @@
 """Sessions: the right provider or an error, and only graphs that are what they claim."""
 
 import builtins
+import gc
+import subprocess
 import sys
+import weakref
 from collections.abc import Sequence
 from importlib import metadata
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import onnx
@@ -12,7 +16,10 @@ import onnxruntime
 import pytest
 from onnx import TensorProto, helper
 
+from edgeseq_runtime import sessions
+from edgeseq_runtime.arrays import AnyArray, FloatArray
 from edgeseq_runtime.errors import BundleError, DeviceError, InputError
+from edgeseq_runtime.places import Layout, StepPlaces
 from edgeseq_runtime.sessions import (
     CPU_PROVIDER,
     CUDA_PROVIDER,
@@ -97,7 +104,7 @@ HEAD = next(s for s in expected_signatures(tiny_facts()) if s.role == "head")
 def write_head(
     folder: Path,
     *,
-    inputs: Sequence[tuple[str, int, list[int | str | None]]] = (("exit_state", TensorProto.FLOAT, ["any", 16]),),
+    inputs: Sequence[tuple[str, int, list[int | str | None]]] = (("exit_states", TensorProto.FLOAT, ["any", 16]),),
     outputs: Sequence[tuple[str, int, list[int | str | None]]] = (("logits", TensorProto.FLOAT, ["name", 60]),),
 ) -> Path:
     """A head graph (dim 16, vocabulary 60) whose declarations can be changed."""
@@ -120,20 +127,21 @@ def write_head(
 def test_graph_runs(tmp_path: Path) -> None:
     """Control of the refusals; axes whose size varies may be called anything."""
     graph = Graph(write_head(tmp_path), HEAD, CPU_PROVIDER, 1)
-    (logits,) = graph.run({"exit_state": np.ones((3, 16), dtype=np.float32)})
+    (logits,) = graph.run({"exit_states": np.ones((3, 16), dtype=np.float32)})
     np.testing.assert_array_equal(logits, np.full((3, 60), 16, dtype=np.float32))
 
 
 F = TensorProto.FLOAT
+WIDE = {"expand": [16, 1024], "contract": [1024, 60]}
 
 
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
         ({"inputs": [("x", F, ["r", 16])]}, "its inputs are x tensor(float)['r', 16]; expected exit_"),
-        ({"inputs": [("exit_state", F, [1, 16])]}, "its inputs are exit_state tensor(float)[1, 16]"),
-        ({"inputs": [("exit_state", F, ["r", "d"])]}, "its inputs are exit_state"),
-        ({"inputs": [("exit_state", F, ["r", "p", 16])]}, "its inputs are exit_state"),
+        ({"inputs": [("exit_states", F, [1, 16])]}, "its inputs are exit_states tensor(float)[1, 16]"),
+        ({"inputs": [("exit_states", F, ["r", "d"])]}, "its inputs are exit_states"),
+        ({"inputs": [("exit_states", F, ["r", "p", 16])]}, "its inputs are exit_states"),
         ({"outputs": [("y", F, ["r", 60])]}, "its outputs are y tensor(float)['r', 60]; expected log"),
         (
             {"outputs": [("logits", F, ["r", 60]), ("more", F, ["r", 60])]},
@@ -196,7 +204,277 @@ def test_auto_goes_on_with_the_cpu_where_cuda_does_not_start(
         Translator(tiny_bundle, device="cuda")
 
 
+# Bound graphs
+
+
+EMBED = next(s for s in expected_signatures(tiny_facts()) if s.role == "embed")
+
+
+@pytest.fixture(scope="module")
+def embed(tiny_bundle: Path) -> Graph:
+    return Graph(tiny_bundle, EMBED, CPU_PROVIDER, 1)
+
+
+def embed_feed(*tokens: int) -> dict[str, AnyArray]:
+    """Puts the tokens into cells 1, 3, 5 and so on."""
+    rows = len(tokens)
+    vectors = np.random.default_rng(rows).standard_normal((rows, 16)).astype(np.float32)
+    return {
+        "tokens": np.array(tokens, dtype=np.int64),
+        "position_vectors": vectors,
+        "own_cells": np.arange(1, 2 * rows, 2)[:, None],
+    }
+
+
+def cells(rows: int = 3) -> FloatArray:
+    return np.full((2 * rows, 16), 7, dtype=np.float32)
+
+
+def test_bound_state_is_updated_in_place(embed: Graph) -> None:
+    """Where the indices say, and nowhere else; the result is that of an ordinary run."""
+    states, feed = cells(), embed_feed(4, 5, 6)
+    (expected,) = embed.run({**feed, "states": states})
+    assert (states == 7).all()
+    embed.bind().run({"states": states}, feed)
+    np.testing.assert_array_equal(states, expected)
+    assert (states[::2] == 7).all()
+    assert (states[1::2] != 7).any(axis=1).all()
+
+
+def test_bound_state_is_what_later_runs_read(tiny_bundle: Path) -> None:
+    """A block on its own state, run after run: the same bits as when everything is handed over anew."""
+    facts = tiny_facts()
+    signature = next(s for s in expected_signatures(facts) if s.file == "block_2.onnx")
+    graph = Graph(tiny_bundle, signature, CPU_PROVIDER, 1)
+    bound, layout = graph.bind(), Layout(facts)
+    generator = np.random.default_rng(0)
+
+    def normal(*shape: int) -> FloatArray:
+        return generator.standard_normal(shape).astype(np.float32)
+
+    state = {"states": normal(3 * 7, 16), "exit_states": normal(3, 16), "columns": normal(3 * 4 * 5, 4)}
+    sources = {"cross_key": normal(3, 2, 8, 4), "cross_value": normal(3, 2, 4, 8), "source_bias": normal(3, 1, 1, 4)}
+    copied = {name: array.copy() for name, array in state.items()}
+    for position in range(12):
+        places = StepPlaces(layout, np.array([position] * 3))
+        feed: dict[str, AnyArray] = {
+            **sources,
+            **places.block_indices(5, np.array([max(0, position - 2), position, position])),
+        }
+        bound.run(state, feed)
+        copied = dict(zip(copied, graph.run({**copied, **feed}), strict=True))
+        for name, array in copied.items():
+            np.testing.assert_array_equal(state[name], array)
+
+
+def test_another_state_is_bound_anew(embed: Graph) -> None:
+    """As after rows were dropped: other arrays, of another size; those before are left alone."""
+    bound = embed.bind()
+    first, second = cells(3), cells(2)
+    bound.run({"states": first}, embed_feed(4, 5, 6))
+    before = first.copy()
+    bound.run({"states": second}, embed_feed(8, 9))
+    np.testing.assert_array_equal(first, before)
+    (expected,) = embed.run({**embed_feed(8, 9), "states": cells(2)})
+    np.testing.assert_array_equal(second, expected)
+    bound.run({"states": first}, embed_feed(9, 8, 7))
+    (expected,) = embed.run({**embed_feed(9, 8, 7), "states": cells(3)})
+    np.testing.assert_array_equal(first, expected)
+    np.testing.assert_array_equal(second, embed.run({**embed_feed(8, 9), "states": cells(2)})[0])
+
+
+def test_control_a_state_that_is_taken_for_bound_stays_as_it_was(embed: Graph) -> None:
+    """What goes wrong where arrays are told apart by less than their identity."""
+    bound, first, second = embed.bind(), cells(), cells()
+    bound.run({"states": first}, embed_feed(4, 5, 6))
+    before = first.copy()
+    bound._bound["states"] = second
+    bound.run({"states": second}, embed_feed(7, 8, 9))
+    assert (second == 7).all()
+    assert not np.array_equal(first, before)
+
+
+def test_an_array_whose_content_changed_is_read_again(embed: Graph) -> None:
+    """It is the same object, so it is not bound again, and need not be."""
+    bound, states, feed = embed.bind(), cells(), embed_feed(4, 5, 6)
+    bound.run({"states": states}, feed)
+    feed["tokens"][:] = [7, 8, 9]
+    bound.run({"states": states}, feed)
+    (expected,) = embed.run({**embed_feed(7, 8, 9), "states": cells()})
+    np.testing.assert_array_equal(states, expected)
+
+
+def test_only_other_arrays_are_bound_again(embed: Graph) -> None:
+    calls: list[str] = []
+
+    class Recorded:
+        """A binding of onnxruntime that notes what is bound."""
+
+        def __init__(self) -> None:
+            self.real = original()
+
+        def bind_cpu_input(self, name: str, array: AnyArray) -> None:
+            calls.append(name)
+            self.real.bind_cpu_input(name, array)
+
+        def bind_output(self, name: str, *arguments: object) -> None:
+            calls.append(name)
+            self.real.bind_output(name, *arguments)
+
+    original, run_bound = embed.new_binding, embed.run_bound
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(embed, "new_binding", Recorded)
+        patch.setattr(embed, "run_bound", lambda binding, feed: run_bound(binding.real, feed))
+        bound, states, feed = embed.bind(), cells(), embed_feed(4, 5, 6)
+        everything = ["states", "next_states", "tokens", "position_vectors", "own_cells"]
+        for expected in (everything, []):
+            calls.clear()
+            bound.run({"states": states}, feed)
+            assert calls == expected
+        for _ in range(2):
+            calls.clear()
+            bound.run({"states": states}, feed | {"tokens": np.array([7, 8, 9])})
+            assert calls == ["tokens"]
+        bound.run({"states": states}, feed)
+        calls.clear()
+        bound.run({"states": states.copy()}, feed)
+        assert calls == ["states", "next_states"]
+
+
+def test_arrays_stay_alive_while_they_are_bound(embed: Graph) -> None:
+    """Their memory would be given to others, and the graph would write there."""
+    bound, states = embed.bind(), cells()
+    bound.run({"states": states}, embed_feed(4, 5, 6))
+    held = weakref.ref(states)
+    del states
+    gc.collect()
+    assert held() is not None
+    bound.run({"states": cells()}, embed_feed(4, 5, 6))
+    gc.collect()
+    assert held() is None
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"tokens": np.array([4, 5])}, "'tokens': (2,), 'position_vectors': (3, 16), 'own_cells': (3, 1)}"),
+        ({"tokens": np.array([[4, 5, 6]])}, "Invalid rank for input: tokens Got: 2 Expected: 1"),
+        ({"tokens": np.array([4, 5, 60])}, "indices element out of data bounds, idx=60"),
+        ({"tokens": np.array([4, 5, 6], dtype=np.int32)}, "Unexpected input data type"),
+        ({"own_cells": np.array([[1], [2], [6]])}, "ScatterND"),
+    ],
+)
+def test_failing_bound_run_names_graph_and_shapes(
+    embed: Graph, change: dict[str, AnyArray], message: str, capfd: pytest.CaptureFixture[str]
+) -> None:
+    """Afterwards the binding can go on."""
+    bound, states = embed.bind(), cells()
+    with pytest.raises(DeviceError) as error:
+        bound.run({"states": states}, {**embed_feed(4, 5, 6), **change})
+    assert str(error.value).startswith(
+        "embed.onnx failed on CPUExecutionProvider with inputs {'states': (6, 16), 'tokens': ("
+    )
+    assert message in str(error.value)
+    bound.run({"states": states}, embed_feed(4, 5, 6))
+    (expected,) = embed.run({**embed_feed(4, 5, 6), "states": cells()})
+    np.testing.assert_array_equal(states, expected)
+
+
+def test_state_of_a_wrong_shape_is_refused(embed: Graph) -> None:
+    with pytest.raises(
+        DeviceError, match=r"(?s)embed\.onnx failed on .* \{'states': \(6, 15\), .*Got: 15 Expected: 16"
+    ):
+        embed.bind().run({"states": np.zeros((6, 15), dtype=np.float32)}, embed_feed(4, 5, 6))
+
+
+# The arena
+
+
+def test_sessions_ask_for_the_shared_arena(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Registered once for the process, however many sessions there are."""
+    session = onnxruntime.InferenceSession
+    asked: list[str] = []
+    registered: list[object] = []
+
+    def record(path: str, options: Any, providers: list[str]) -> object:
+        asked.append(options.get_session_config_entry("session.use_env_allocators"))
+        return session(path, options, providers=providers)
+
+    monkeypatch.setattr(onnxruntime, "InferenceSession", record)
+    monkeypatch.setattr(onnxruntime, "create_and_register_allocator", lambda *arguments: registered.append(arguments))
+    sessions._share_arena.cache_clear()
+    write_head(tmp_path)
+    for _ in range(3):
+        Graph(tmp_path, HEAD, CPU_PROVIDER, 1)
+    assert asked == ["1"] * 3
+    assert len(registered) == 1
+
+
+def test_the_arena_may_be_asked_for_twice(tmp_path: Path) -> None:
+    """As two threads do that load their first bundles at once, or an application that has one of its own."""
+    write_head(tmp_path)
+    for _ in range(2):
+        sessions._share_arena.cache_clear()
+        graph = Graph(tmp_path, HEAD, CPU_PROVIDER, 1)
+        assert graph.run({"exit_states": np.ones((3, 16), dtype=np.float32)})[0].shape == (3, 60)
+
+
+GROWTH = """
+import re, sys
+from pathlib import Path
+import numpy as np
+import onnxruntime
+from edgeseq_runtime.sessions import CPU_PROVIDER, Graph
+from edgeseq_runtime.manifest import TensorSpec
+from edgeseq_runtime.signatures import GraphSignature
+
+class Private(onnxruntime.SessionOptions):
+    def add_session_config_entry(self, name, value):
+        assert name == "session.use_env_allocators"
+
+if sys.argv[2] == "private":
+    onnxruntime.SessionOptions = Private
+inputs = TensorSpec(name="exit_states", dtype="float32", shape=["rows", 16])
+outputs = TensorSpec(name="logits", dtype="float32", shape=["rows", 60])
+signature = GraphSignature("head.onnx", "head", None, (inputs,), (outputs,))
+graphs = [Graph(Path(sys.argv[1]), signature, CPU_PROVIDER, 1) for _ in range(6)]
+x = np.ones((4096, 16), dtype=np.float32)
+peaks = []
+for graph in graphs:
+    graph.run({"exit_states": x})
+    peaks.append(int(re.search(r"VmHWM:\\s+(\\d+) kB", Path("/proc/self/status").read_text())[1]))
+print((peaks[-1] - peaks[0]) // 1024)
+"""
+
+
+def memory_growth(folder: Path, arena: str) -> int:
+    """MiB that five more sessions take for a large batch, in a process of its own."""
+    done = subprocess.run(
+        [sys.executable, "-c", GROWTH, str(folder), arena], capture_output=True, text=True, check=False
+    )
+    assert done.returncode == 0, done.stderr
+    return int(done.stdout)
+
+
+def test_sessions_share_the_memory_of_a_large_batch(tmp_path: Path) -> None:
+    """Each block's graph needs it, one after another; an arena never shrinks."""
+    weights = [helper.make_tensor(name, F, shape, np.ones(shape).ravel().tolist()) for name, shape in WIDE.items()]
+    nodes = [
+        helper.make_node("MatMul", ["exit_states", "expand"], ["wide"]),
+        helper.make_node("Relu", ["wide"], ["positive"]),
+        helper.make_node("MatMul", ["positive", "contract"], ["logits"]),
+    ]
+    inputs = [helper.make_tensor_value_info("exit_states", F, ["rows", 16])]
+    outputs = [helper.make_tensor_value_info("logits", F, ["rows", 60])]
+    graph = helper.make_graph(nodes, "head", inputs, outputs, weights)
+    model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 20)], ir_version=10)
+    onnx.save(model, tmp_path / HEAD.file)
+    one = 4096 * WIDE["expand"][1] * 4 >> 20  # MiB of what lies between the two products
+    assert memory_growth(tmp_path, "shared") < 2 * one
+    assert memory_growth(tmp_path, "private") >= 5 * one
+
+
 def test_failing_run_names_graph_and_shapes(tmp_path: Path) -> None:
     graph = Graph(write_head(tmp_path), HEAD, CPU_PROVIDER, 1)
-    with pytest.raises(DeviceError, match=r"head\.onnx failed on .* \{'exit_state': \(3, 5\)\}"):
-        graph.run({"exit_state": np.ones((3, 5), dtype=np.float32)})
+    with pytest.raises(DeviceError, match=r"head\.onnx failed on .* \{'exit_states': \(3, 5\)\}"):
+        graph.run({"exit_states": np.ones((3, 5), dtype=np.float32)})

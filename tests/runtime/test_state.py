@@ -1,160 +1,347 @@
-"""Windows and rows: moving data about must never change what a row remembers."""
+"""Rows and their state: moving data about must never change what a row remembers."""
 
 import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from edgeseq_runtime.places import Layout, StepPlaces
 from edgeseq_runtime.policy import FixedDepth
-from edgeseq_runtime.state import BlockState, DecoderState, Exits, Window, padded_length
+from edgeseq_runtime.state import BlockState, DecoderState, padded_length
+from tiny_bundle import tiny_facts
 
-DIM = 2
+DIM, HEADS = 4, 2
+LAYOUT = Layout(tiny_facts(dim=DIM, convolution_heads=HEADS, decoder_kernel_sizes=[3, 5, 1, 4]))
+LONGEST = 18
 
 
 class Row:
-    """What a window should hold of one row: a dictionary, and the current position."""
+    """What the state should hold of one row.
 
-    def __init__(self) -> None:
+    Attributes:
+        sentence: Number of the sentence that it translates.
+        length: Of that sentence's source.
+        position: Of its next token.
+        states: The state of each position: read by the next block, or copied.
+        columns: By block, the column of each position that has one.
+    """
+
+    def __init__(self, sentence: int, length: int) -> None:
+        self.sentence = sentence
+        self.length = length
         self.position = 0
-        self.known: dict[int, np.ndarray] = {}
+        self.states: list[np.ndarray] = []
+        self.columns: list[dict[int, np.ndarray]] = [{} for _ in LAYOUT.kernel_sizes]
 
     def copy(self) -> "Row":
-        twin = Row()
-        twin.position, twin.known = self.position, dict(self.known)
+        twin = Row(self.sentence, self.length)
+        twin.position = self.position
+        twin.states = list(self.states)
+        twin.columns = [dict(columns) for columns in self.columns]
         return twin
 
-    def history(self, reach: int) -> np.ndarray:
+    def window(self, block: int) -> np.ndarray:
+        """The columns that the block's taps read, oldest first: (K, d)."""
         zero = np.zeros(DIM, dtype=np.float32)
-        return np.stack([self.known.get(p, zero) for p in range(self.position - reach, self.position)])
-
-    def gaps(self, reach: int) -> list[int]:
-        return [p for p in range(max(0, self.position - reach), self.position) if p not in self.known]
+        first = self.position - LAYOUT.kernel_sizes[block] + 1
+        return np.stack([self.columns[block].get(p, zero) for p in range(first, self.position + 1)])
 
 
-@pytest.mark.parametrize("reach", [1, 2, 6, 14])
-@given(seed=st.integers(0, 10_000))
-def test_window_equals_a_dictionary(reach: int, seed: int) -> None:
-    """Rows at positions of their own; gaps filled in late; rows dropped, repeated and begun anew."""
+def column_of(state: np.ndarray) -> np.ndarray:
+    """What the graph of these tests makes of a state."""
+    column: np.ndarray = -2 * state
+    return column
+
+
+def sentences(rows: list[Row]) -> DecoderState:
+    """A state before the start. All numbers of a row's source are the sentence's number."""
+    lengths = np.array([row.length for row in rows])
+    source = padded_length(int(lengths.max()))
+    numbers = np.array([row.sentence for row in rows], dtype=np.float32)
+    shown = np.arange(source) < lengths[:, None]
+    memory = np.where(shown[..., None], numbers[:, None, None], np.float32(0)) + np.zeros(DIM, np.float32)
+    bias = np.where(shown, np.float32(0), np.float32(-np.inf)).reshape(len(rows), 1, 1, source)
+    return DecoderState.before_start(LAYOUT, FixedDepth(1, "1"), memory, bias, lengths, numbers.astype(np.int64))
+
+
+def cross_of(state: DecoderState) -> tuple[np.ndarray, np.ndarray]:
+    """Keys and values (one attention head) whose numbers are those of the memory."""
+    return state.memory.transpose(0, 2, 1)[:, None].copy(), state.memory[:, None].copy()
+
+
+def step(state: DecoderState, rows: list[Row], generator: np.random.Generator) -> None:
+    """What the engine and its graphs do, with random numbers for results; ``rows`` goes along."""
+    places = StepPlaces(LAYOUT, state.positions)
+    vectors = generator.standard_normal((len(rows), DIM)).astype(np.float32)
+    state.states[places.own_cells[:, 0]] = vectors
+    for row, vector in zip(rows, vectors, strict=True):
+        row.states.append(vector)
+    for block, (past, kernel_size) in enumerate(zip(state.blocks, LAYOUT.kernel_sizes, strict=True)):
+        if block:
+            going = generator.random(len(places.active)) < 0.5
+            if not going.any():
+                break
+            places.narrow(going)
+        taps = run_block(state, block, places)
+        vectors = generator.standard_normal((len(places.active), DIM)).astype(np.float32)
+        for number, order, vector in zip(places.active.tolist(), taps, vectors, strict=True):
+            row = rows[number]
+            for position in range(max(0, row.position - kernel_size + 1), row.position + 1):
+                row.columns[block].setdefault(position, column_of(row.states[position]))
+            assert past.filled[number] == row.position + 1
+            np.testing.assert_array_equal(read_ring(past, number, order), row.window(block))
+            row.states[-1] = vector
+        state.states[places.own_cells[:, 0]] = vectors
+    state.positions = state.positions + 1
+    for each in rows:
+        each.position += 1
+
+
+def run_block(state: DecoderState, block: int, places: StepPlaces) -> np.ndarray:
+    """Write the columns that a block's graph writes; give the order of its taps."""
+    past, kernel_size = state.blocks[block], LAYOUT.kernel_sizes[block]
+    indices = places.block_indices(kernel_size, past.filled)
+    columns = column_of(state.states[indices["read_cells"]]).reshape(-1, DIM // HEADS)
+    past.columns[indices["written_columns"][:, 0]] = columns
+    past.filled[places.active] = places.positions + 1
+    return indices["tap_places"]
+
+
+def read_ring(past: BlockState, row: int, taps: np.ndarray) -> np.ndarray:
+    """A row's ring in the order of its taps, (H, K): (K, d)."""
+    rings = past.columns.reshape(len(past.filled), *taps.shape, -1)
+    in_order = np.take_along_axis(rings[row], np.argsort(taps, axis=1)[..., None], axis=1)
+    return in_order.transpose(1, 0, 2).reshape(taps.shape[1], DIM)
+
+
+def check_sources(state: DecoderState, rows: list[Row]) -> None:
+    """Each row attends to the whole of its own sentence and to nothing else."""
+    assert state.rows == len(rows)
+    assert state.lengths.tolist() == [row.length for row in rows]
+    assert state.sentences.tolist() == [row.sentence for row in rows]
+    assert state.positions.tolist() == [row.position for row in rows]
+    source = state.memory.shape[1]
+    assert source % 4 == 0
+    assert state.source_bias.shape == (len(rows), 1, 1, source)
+    for number, row in enumerate(rows):
+        shown = np.arange(source) < row.length
+        assert shown.sum() == row.length
+        np.testing.assert_array_equal(state.source_bias[number, 0, 0], np.where(shown, 0, -np.inf))
+        np.testing.assert_array_equal(state.memory[number, :, 0], np.where(shown, row.sentence, 0))
+        for past in state.blocks:
+            assert past.all_entered <= bool(past.entered.all())
+            if past.entered[number]:
+                assert past.cross is not None
+                key, value = past.cross
+                np.testing.assert_array_equal(key[number, 0, 0], state.memory[number, :, 0])
+                np.testing.assert_array_equal(value[number, 0, :, 0], state.memory[number, :, 0])
+
+
+def walk(seed: int, steps: int = 40) -> None:
+    """Rows at positions of their own, dropped, repeated, reordered, and given to other sentences."""
     generator = np.random.default_rng(seed)
-    rows = [Row() for _ in range(generator.integers(1, 5))]
-    window = Window(len(rows), reach, DIM)
-    for _ in range(60):
-        if generator.random() < 0.1:
-            chosen = generator.integers(0, len(rows), generator.integers(1, 6))
-            window.select(chosen)
-            rows = [rows[row].copy() for row in chosen]
-        if generator.random() < 0.1:
-            begun = np.flatnonzero(generator.random(len(rows)) < 0.5)
-            window.clear(begun)
-            for row in begun:
-                rows[row] = Row()
-        active = np.flatnonzero(generator.random(len(rows)) < 0.7)
-        fill_gaps(window, rows, active, reach, generator)
-        positions = np.array([rows[row].position for row in active], dtype=np.int64)
-        history = window.history(active, positions)
-        assert history.flags.c_contiguous
-        vectors = generator.standard_normal((len(active), DIM)).astype(np.float32)
-        window.put(active, positions, vectors)
-        for index, row in enumerate(active):
-            np.testing.assert_array_equal(history[index], rows[row].history(reach))
-            rows[row].known[rows[row].position] = vectors[index]
-        for each in rows:
-            each.position += 1  # those that were not active leave a gap
+    numbers = iter(range(1, 1000))
+
+    def begin(count: int) -> list[Row]:
+        return [Row(next(numbers), int(generator.integers(1, LONGEST))) for _ in range(count)]
+
+    rows = begin(int(generator.integers(1, 5)))
+    state = sentences(rows)
+    for _ in range(steps):
+        if generator.random() < 0.15:
+            parents = generator.integers(0, len(rows), generator.integers(1, 6))
+            state.select(parents)
+            rows = [rows[parent].copy() for parent in parents]
+        if generator.random() < 0.15:
+            free = np.flatnonzero(generator.random(len(rows)) < 0.5)
+            new = begin(len(free) + 1)
+            other = sentences(new)
+            for past in other.blocks[: generator.integers(0, 5)]:
+                past.cross = cross_of(other)
+                past.entered[:] = True
+            chosen = generator.integers(0, len(new), len(free))  # hypotheses of a sentence are several rows
+            state.adopt(free, other, chosen)
+            for index, number in zip(free.tolist(), chosen.tolist(), strict=True):
+                rows[index] = new[number].copy()
+        if generator.random() < 0.2:
+            past = state.blocks[generator.integers(0, 4)]
+            past.cross = cross_of(state)
+            past.entered |= generator.random(len(rows)) < 0.7
+            past.all_entered = bool(past.entered.all())
+        check_sources(state, rows)
+        step(state, rows, generator)
 
 
-def fill_gaps(window: Window, rows: list[Row], active: np.ndarray, reach: int, generator: np.random.Generator) -> None:
-    pairs = [(row, position) for row in active for position in rows[row].gaps(reach)]
-    if not pairs:
-        return
-    vectors = generator.standard_normal((len(pairs), DIM)).astype(np.float32)
-    index, positions = np.array(pairs).T
-    window.put(index, positions, vectors)
-    np.testing.assert_array_equal(window.get(index, positions), vectors)
-    for (row, position), vector in zip(pairs, vectors, strict=True):
-        rows[row].known[position] = vector
+def walk_often() -> None:
+    """What one walk does not come across, another does."""
+    for seed in range(20):
+        walk(seed)
 
 
-def test_control_a_gap_that_is_not_filled_is_seen() -> None:
-    """What comes out in its place is a vector of another position."""
-    window, row = Window(1, 3, DIM), np.array([0])
-    for position in (0, 1, 2, 4, 5):
-        window.put(row, np.array([position]), np.full((1, DIM), position, dtype=np.float32))
-    assert window.history(row, np.array([6]))[0, :, 0].tolist() == [0, 4, 5]
+@given(seed=st.integers(0, 10_000))
+def test_state_equals_a_list_of_rows(seed: int) -> None:
+    """Rings read in the order of their taps are what a dictionary of columns holds."""
+    walk(seed)
 
 
-def test_control_a_row_that_is_not_cleared_is_seen() -> None:
-    window, row = Window(1, 3, DIM), np.array([0])
-    window.put(row, np.array([2]), np.ones((1, DIM), dtype=np.float32))
-    assert window.history(row, np.array([0]))[0, :, 0].tolist() == [0, 0, 1]
-    window.clear(row)
-    assert not window.history(row, np.array([0])).any()
+def keep(kind: type[DecoderState | BlockState], method: str, name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Let an attribute be what it was before each call of a method that selects rows, but for the number of rows."""
+    original = getattr(kind, method)
+
+    def select(self: DecoderState | BlockState, rows: np.ndarray) -> None:
+        before = getattr(self, name)
+        original(self, rows)
+        if isinstance(before, np.ndarray):
+            setattr(self, name, np.resize(before, getattr(self, name).shape))
+        elif before is not None:
+            setattr(self, name, tuple(np.resize(array, (len(rows), *array.shape[1:])) for array in before))
+
+    monkeypatch.setattr(kind, method, select)
 
 
-def state_of(lengths: list[int], value: float, *, entered: bool) -> DecoderState:
-    """A state with one block, every number of which is ``value``."""
-    rows, source = len(lengths), padded_length(max(lengths))
-    window = Window(rows, 3, DIM)
-    window.put(np.arange(rows), np.zeros(rows, dtype=np.int64), np.full((rows, DIM), value, np.float32))
-    cross = (
-        np.full((rows, 1, DIM, source), value, dtype=np.float32),
-        np.full((rows, 1, source, DIM), value, dtype=np.float32),
-    )
-    return DecoderState(
-        policy=FixedDepth(1, "1"),
-        memory=np.full((rows, source, DIM), value, dtype=np.float32),
-        source_bias=np.full((rows, 1, 1, source), value, dtype=np.float32),
-        lengths=np.array(lengths),
-        blocks=[
-            BlockState(
-                window=window,
-                filled=np.full(rows, 5),
-                entered=np.full(rows, entered),
-                all_entered=entered,
-                cross=cross if entered else None,
-            )
-        ],
-        copied=None,
-        positions=np.full(rows, 5),
-    )
+@pytest.mark.parametrize(
+    ("kind", "method", "name"),
+    [
+        (DecoderState, "select", "states"),
+        (DecoderState, "select", "positions"),
+        (DecoderState, "_select_sources", "memory"),
+        (BlockState, "select", "columns"),
+        (BlockState, "select", "filled"),
+        (BlockState, "select_sources", "entered"),
+        (BlockState, "select_sources", "cross"),
+    ],
+)
+def test_control_what_is_not_selected_is_seen(
+    kind: type[DecoderState | BlockState], method: str, name: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    keep(kind, method, name, monkeypatch)
+    with pytest.raises(AssertionError):
+        walk_often()
+
+
+def test_control_sources_that_stay_where_another_sentence_comes_are_seen(monkeypatch: pytest.MonkeyPatch) -> None:
+    original = DecoderState.select
+
+    def select(self: DecoderState, rows: np.ndarray) -> None:
+        real = self.sentences[rows]
+        self.sentences = np.zeros_like(self.sentences)
+        original(self, rows)
+        self.sentences = real
+
+    monkeypatch.setattr(DecoderState, "select", select)
+    with pytest.raises(AssertionError):
+        walk_often()
+
+
+def test_hypotheses_that_change_places_leave_their_sentence_where_it_is() -> None:
+    """The arrays that hold sources are the largest: none of them is copied."""
+    rows = [Row(1, 6), Row(1, 6), Row(2, 3), Row(2, 3)]
+    state = sentences(rows)
+    for past in state.blocks:
+        past.cross = cross_of(state)
+        past.entered[:] = past.all_entered = True
+    held = [state.memory, state.source_bias, *(array for past in state.blocks for array in past.cross or ())]
+    state.states[:, 0] = np.arange(len(state.states))
+    state.positions = np.array([3, 4, 5, 6])
+    state.select(np.array([1, 0, 3, 3]))
+    assert state.positions.tolist() == [4, 3, 6, 6]
+    assert (state.states[:: LAYOUT.reach, 0] / LAYOUT.reach).tolist() == [1, 0, 3, 3]
+    now = [state.memory, state.source_bias, *(array for past in state.blocks for array in past.cross or ())]
+    assert all(after is before for after, before in zip(now, held, strict=True))
+
+
+@pytest.mark.parametrize("name", ["columns", "entered"])
+def test_control_what_is_not_taken_back_to_the_start_is_seen(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    original = BlockState.adopt
+
+    def adopt(self: BlockState, rows: np.ndarray, other: BlockState, other_rows: np.ndarray) -> None:
+        before = getattr(self, name).copy()
+        original(self, rows, other, other_rows)
+        getattr(self, name)[:] = before
+
+    monkeypatch.setattr(BlockState, "adopt", adopt)
+    with pytest.raises(AssertionError):
+        walk_often()
+
+
+def test_control_a_bias_that_is_not_resized_as_the_memory_is_seen(monkeypatch: pytest.MonkeyPatch) -> None:
+    original = DecoderState.resize_source
+
+    def resize(self: DecoderState, length: int) -> None:
+        original(self, length)
+        self.source_bias[np.isneginf(self.source_bias)] = 0
+
+    monkeypatch.setattr(DecoderState, "resize_source", resize)
+    with pytest.raises(AssertionError):
+        walk_often()
 
 
 @pytest.mark.parametrize("entered", [False, True])
-@pytest.mark.parametrize(("lengths", "source"), [([3, 4, 2], 4), ([3, 9, 2], 12), ([20, 4, 2], 20)])
-def test_adopted_rows_start_anew_and_the_others_go_on(lengths: list[int], source: int, entered: bool) -> None:
-    """The source axis grows for a longer sentence, and shrinks when the longest has left."""
-    state = state_of([lengths[0], 14, 2], 1, entered=True)
-    other = state_of([lengths[1], lengths[2]], 2, entered=entered)
-    state.adopt(np.array([1, 2]), other, np.array([0, 1]))
-    assert state.lengths.tolist() == lengths
+def test_adopted_rows_start_anew_and_the_others_go_on(entered: bool) -> None:
+    state, other = sentences([Row(1, 14), Row(2, 3), Row(3, 2)]), sentences([Row(4, 5), Row(5, 9)])
+    state.positions[:] = 5
+    for each, value in ((state, True), (other, entered)):
+        for past in each.blocks:
+            past.columns[:] = 1
+            past.filled[:] = 5
+            past.entered[:] = past.all_entered = value
+            past.cross = cross_of(each) if value else None
+    state.adopt(np.array([1, 2]), other, np.array([1, 0]))
+    assert state.lengths.tolist() == [14, 9, 5]
     assert state.positions.tolist() == [5, 0, 0]
-    assert state.memory.shape == (3, source, DIM)
-    assert state.source_bias.shape == (3, 1, 1, source)
-    assert state.memory[:, 0, 0].tolist() == [1, 2, 2]
-    shared = padded_length(max(lengths[1:]))
-    assert (state.source_bias[1:, ..., shared:] == -np.inf).all()
-    (block,) = state.blocks
-    assert block.filled.tolist() == [5, 0, 0]
-    assert block.entered.tolist() == [True, entered, entered]
-    assert block.all_entered == entered
-    assert block.cross is not None
-    key, value = block.cross
-    assert key.shape == (3, 1, DIM, source)
-    assert value.shape == (3, 1, source, DIM)
-    assert key[:, 0, 0, 0].tolist() == value[:, 0, 0, 0].tolist() == ([1, 2, 2] if entered else [1, 1, 1])
-    assert block.window is not None
-    assert block.window.get(np.arange(3), np.zeros(3, dtype=np.int64))[:, 0].tolist() == [1, 0, 0]
+    assert state.memory[:, 0, 0].tolist() == [1, 5, 4]
+    for past in state.blocks:
+        assert past.filled.tolist() == [5, 0, 0]
+        assert past.entered.tolist() == [True, entered, entered]
+        assert past.all_entered == entered
+        assert past.columns.reshape(3, -1).min(axis=1).tolist() == [1, 0, 0]
+        assert past.columns.reshape(3, -1).max(axis=1).tolist() == [1, 0, 0]
+        assert past.cross is not None
+        assert past.cross[0][:, 0, 0, 0].tolist() == ([1, 5, 4] if entered else [1, 2, 3])
+
+
+@pytest.mark.parametrize(
+    ("length", "source"),
+    [(1, 8), (8, 8), (9, 12), (16, 16), (17, 20), (40, 40)],
+)
+def test_the_source_axis_follows_the_longest_sentence(length: int, source: int) -> None:
+    """It grows for a longer one and shrinks when the longest has left; where it fits, nothing is copied."""
+    state = sentences([Row(1, 16), Row(2, 7)])
+    for past in state.blocks:
+        past.cross = cross_of(state)
+        past.entered[:] = past.all_entered = True
+    memory = state.memory
+    rows = [Row(3, length), Row(2, 7)]
+    state.adopt(np.array([0]), sentences(rows[:1]), np.array([0]))
+    assert state.memory.shape == (2, source, DIM)
+    assert (state.memory is memory) == (source == 16)
+    for past in state.blocks:
+        assert past.cross is not None
+        assert past.cross[0].shape == (2, 1, DIM, source)
+        assert past.cross[1].shape == (2, 1, source, DIM)
+    check_sources(state, rows)
+
+
+def test_arrays_stay_contiguous() -> None:
+    """The engine binds graphs to their memory."""
+    state = sentences([Row(1, 6), Row(2, 10)])
+    for past in state.blocks:
+        past.cross = cross_of(state)
+        past.entered[:] = True
+    for change in (
+        lambda: state.select(np.array([1, 0, 1])),
+        lambda: state.adopt(np.array([2]), sentences([Row(3, 20)]), np.array([0])),
+        lambda: state.adopt(np.array([0, 2]), sentences([Row(3, 2)]), np.array([0, 0])),
+        lambda: state.select(np.array([1])),
+    ):
+        change()
+        arrays = [state.states, state.exit_states, state.memory, state.source_bias]
+        for past in state.blocks:
+            arrays += [past.columns, *(past.cross or ())]
+        for array in arrays:
+            assert array.flags.c_contiguous
+            assert array.dtype == np.float32
 
 
 def test_source_lengths_are_padded_to_multiples_of_four() -> None:
     assert [padded_length(length) for length in (1, 4, 5, 1025)] == [4, 4, 8, 1028]
-
-
-def test_exits_come_back_in_the_order_of_rows() -> None:
-    exits = Exits.of_none(3, DIM)
-    states = np.arange(6, dtype=np.float32).reshape(3, 2)
-    exits.leave(2, np.array([1]), states[1:2], -states[1:2])
-    exits.leave(3, np.array([0, 2]), states[[0, 2]], -states[[0, 2]])
-    np.testing.assert_array_equal(exits.exit_states, states)
-    np.testing.assert_array_equal(exits.last_states, -states)
-    assert exits.depths.tolist() == [3, 2, 3]
-    assert Exits.of_all(2, states, -states).depths.tolist() == [2, 2, 2]

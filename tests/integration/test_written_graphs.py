@@ -1,0 +1,134 @@
+"""Graphs are written by hand, so each kind of model that can be configured is written here, and compared."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import onnx
+import pytest
+import torch
+from onnx import numpy_helper
+
+from edgeseq.config import ModelConfig, StackConfig
+from edgeseq.models import Seq2Seq
+from edgeseq.modules import DynamicConv, LightweightConv
+from edgeseq_export.decoding_parity import compare_decoding
+from edgeseq_export.facts import model_facts
+from edgeseq_export.graphs import split_model
+from edgeseq_export.onnx_graphs import write_graph
+from edgeseq_export.parity import compare_graph, failed_rows
+from edgeseq_runtime.engine import Engine
+from edgeseq_runtime.manifest import ModelFacts
+from edgeseq_runtime.policy import HaltingUnits
+from edgeseq_runtime.tokenizer import EOS_ID
+from small_models import VOCAB_SIZE, balance_halting_units, small_config, small_model
+
+
+def stacks(encoder: list[int], decoder: list[int], heads: int = 2, **changes: Any) -> dict[str, StackConfig]:
+    """Both stacks of a model, alike but for their kernel sizes."""
+    settings: dict[str, Any] = {"convolution_heads": heads, "feed_forward_dim": 12, **changes}
+    return {
+        "encoder": StackConfig(kernel_sizes=encoder, **settings),
+        "decoder": StackConfig(kernel_sizes=decoder, **settings),
+    }
+
+
+VARIANTS: dict[str, dict[str, Any]] = {
+    "plain": {},
+    "post-norm": {"norm": "post"},
+    "lightweight": stacks([3, 5], [3, 1, 5, 4], convolution="lightweight"),
+    "gated": stacks([3, 5], [3, 2, 5, 4], glu=True),
+    "lightweight, gated, post-norm": {
+        **stacks([1, 3], [2, 4, 1], convolution="lightweight", glu=True),
+        "norm": "post",
+    },
+    "untied": {**stacks([3, 5], [3, 2, 5, 4]), "head": "untied", "tied_embeddings": False, "halting": "shared"},
+    "one tap everywhere": stacks([1], [1, 1, 1]),
+    "wider than any sentence": stacks([71, 3], [2, 71, 3]),
+    "one head of each kind": {**stacks([3, 5], [3, 1, 5], heads=1), "attention_heads": 1},
+    "a head per channel": {**stacks([3], [4, 3], heads=8), "attention_heads": 8},
+    "one block": {**stacks([3], [3]), "halting": "none"},
+}
+
+
+def build(name: str) -> tuple[Seq2Seq, ModelFacts]:
+    """A variant in float32 and its facts; units of a block each are balanced, so that they do decide."""
+    config: ModelConfig = small_config(**VARIANTS[name])
+    model = small_model(**VARIANTS[name])
+    if config.halting == "per_block":
+        balance_halting_units(model)
+    return model.float(), model_facts(config, model, VOCAB_SIZE)
+
+
+@pytest.mark.parametrize("name", VARIANTS)
+def test_graphs_of_every_kind_of_model_equal_their_modules(name: str) -> None:
+    model, facts = build(name)
+    rows = [compare_graph(part, facts, write_graph(part), seed=1) for part in split_model(model, facts)]
+    assert failed_rows(rows) == []
+
+
+@pytest.mark.parametrize("name", ["plain", "lightweight"])
+def test_taps_of_unit_length_are_written_too(name: str) -> None:
+    """No configuration asks for them; the modules can."""
+    model, facts = build(name)
+    softmax = [write_graph(part) for part in split_model(model, facts) if part.signature.role == "block"]
+    for module in model.modules():
+        if isinstance(module, DynamicConv | LightweightConv):
+            assert module.normalization == "softmax"
+            module.normalization = "l2"
+    parts = [part for part in split_model(model, facts) if part.signature.role in ("encoder", "block")]
+    assert failed_rows([compare_graph(part, facts, write_graph(part), seed=1) for part in parts]) == []
+    # Control: the graphs of softmax taps are refused, but that of the block with one tap, whose softmax is 1.
+    refused = failed_rows(
+        [compare_graph(part, facts, graph, seed=1) for part, graph in zip(parts[1:], softmax, strict=True)]
+    )
+    assert {"block_1.onnx", "block_3.onnx", "block_4.onnx"} <= {row.graph for row in refused}
+
+
+@pytest.mark.parametrize("name", VARIANTS)
+def test_decodes_of_every_kind_of_model_agree_with_the_reference_decoder(name: str, tmp_path: Path) -> None:
+    model, facts = build(name)
+    for part in split_model(model, facts):
+        onnx.save(write_graph(part), tmp_path / part.signature.file)
+    units = None
+    if model.decoder.halting_units is not None:
+        weight, bias = (parameter.detach().numpy() for parameter in model.decoder.halting_units.parameters())
+        units = HaltingUnits(weight, bias)
+    generator = torch.Generator().manual_seed(2)
+    lengths = torch.randint(1, 20, (12,), generator=generator).tolist()
+    sources = [
+        [*torch.randint(EOS_ID + 1, VOCAB_SIZE, (length,), generator=generator).tolist(), EOS_ID] for length in lengths
+    ]
+    engine = Engine(tmp_path, facts, device="cpu")
+    parity = compare_decoding(model, engine, units, sources, max_length=24, seed=3)
+    print(parity)
+    assert parity.disagreements == 0
+    assert parity.ties <= 0.001 * parity.decisions
+    assert parity.tokens > 10 * len(sources)
+
+
+@pytest.mark.parametrize("name", ["gated", "lightweight, gated, post-norm", "untied"])
+def test_every_weight_of_a_graph_is_compared(name: str) -> None:
+    """Control: each weight in turn is off by a hundredth of its size, and its graph is refused.
+
+    Not where a dynamic convolution has one tap: the softmax of one number is 1, whatever predicts it.
+    """
+    model, facts = build(name)
+    generator = np.random.default_rng(1)
+    # One block stands for all: the same code writes them.
+    for part in [part for part in split_model(model, facts) if part.signature.block in (None, 2)]:
+        graph = write_graph(part)
+        weights = [tensor for tensor in graph.graph.initializer if tensor.data_type == onnx.TensorProto.FLOAT]
+        weights = [tensor for tensor in weights if tensor.dims]
+        assert weights, part.signature.file
+        for weight in weights:
+            right = onnx.TensorProto()
+            right.CopyFrom(weight)
+            values = numpy_helper.to_array(right)
+            noise = generator.standard_normal(values.shape) * 0.01 * np.abs(values).max()
+            weight.CopyFrom(numpy_helper.from_array((values + noise).astype(np.float32), right.name))
+            failed = failed_rows([compare_graph(part, facts, graph, seed=1)])
+            assert [row.graph for row in failed] == [part.signature.file], f"{right.name} {list(right.dims)}"
+            weight.CopyFrom(right)

@@ -1,0 +1,317 @@
+"""Where steps read and write, against a simulation that names what lies in every cell."""
+
+import copy
+import sys
+import threading
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from edgeseq_runtime import places as places_module
+from edgeseq_runtime.places import Layout, StepPlaces
+from tiny_bundle import tiny_facts
+
+HEADS = 4
+KERNEL_SIZES = [[3, 5, 1, 7], [1], [1, 1, 6], [4, 2], [9, 3, 3, 3]]
+
+Indices = dict[str, np.ndarray]
+
+
+class Simulation:
+    """Rows of a batch in plain Python. A cell holds the name of what was written there last.
+
+    Attributes:
+        positions: Current position of each row.
+        filled: By block, of each row the first position without a column, as the engine counts it.
+        states: By cell, the row and position whose state it is.
+        columns: By block and cell, the row, head and position whose column it is.
+        made: By block and row, the positions that ever got a column.
+        catches_up: How many columns were made late.
+    """
+
+    def __init__(self, layout: Layout, rows: int) -> None:
+        self.layout = layout
+        self.positions = [0] * rows
+        blocks = layout.kernel_sizes
+        self.filled = [[0] * rows for _ in blocks]
+        self.states: dict[int, tuple[int, int]] = {}
+        self.columns: list[dict[int, tuple[int, int, int]]] = [{} for _ in blocks]
+        self.made: list[list[set[int]]] = [[set() for _ in range(rows)] for _ in blocks]
+        self.catches_up = 0
+
+    def begin_anew(self, row: int) -> None:
+        """Give the row to another sentence, which clears its columns and leaves its states."""
+        self.positions[row] = 0
+        for block, _ in enumerate(self.filled):
+            self.filled[block][row] = 0
+            self.made[block][row] = set()
+            self.columns[block] = {cell: name for cell, name in self.columns[block].items() if name[0] != row}
+
+    def step(self, depths: list[int]) -> None:
+        """Take each row to its depth and check all indices on the way."""
+        rows = len(depths)
+        places = StepPlaces(self.layout, np.array(self.positions))
+        own = places.own_cells[:, 0].tolist()
+        assert len(set(own)) == rows
+        self.states.update(zip(own, enumerate(self.positions), strict=True))
+        for block, kernel_size in enumerate(self.layout.kernel_sizes, start=1):
+            going = np.array([depths[row] >= block for row in places.active])
+            if not going.any():
+                break
+            if not going.all():
+                places.narrow(going)
+            active = [row for row in range(rows) if depths[row] >= block]
+            assert places.active.tolist() == active
+            assert places.positions.tolist() == [self.positions[row] for row in active]
+            indices = places.block_indices(kernel_size, np.array(self.filled[block - 1]))
+            self._check_block(block - 1, kernel_size, active, indices)
+        self.positions = [position + 1 for position in self.positions]
+
+    def _check_block(self, block: int, kernel_size: int, active: list[int], indices: Indices) -> None:
+        check_form(indices)
+        assert indices["active_rows"][:, 0].tolist() == active
+        now = [(row, self.positions[row]) for row in active]
+        assert [self.states.get(cell) for cell in indices["own_cells"][:, 0].tolist()] == now
+        pending = [pair for row in active for pair in self._pending(block, kernel_size, row)]
+        # The active rows' own states first, then the copied ones, row by row, oldest first.
+        assert [self.states.get(cell) for cell in indices["read_cells"].tolist()] == now + pending
+        written = indices["written_columns"][:, 0].tolist()
+        names = [(row, head, position) for row, position in now + pending for head in range(HEADS)]
+        assert len(set(written)) == len(written) == len(names)
+        self.columns[block].update(zip(written, names, strict=True))
+        for row, position in now + pending:
+            assert position not in self.made[block][row]
+            self.made[block][row].add(position)
+            self.filled[block][row] = self.positions[row] + 1
+        self.catches_up += len(pending)
+        self._check_rings(block, kernel_size, active, indices["tap_places"])
+
+    def _pending(self, block: int, kernel_size: int, row: int) -> list[tuple[int, int]]:
+        position = self.positions[row]
+        reach = range(max(0, position - kernel_size + 1), position)
+        return [(row, earlier) for earlier in reach if earlier not in self.made[block][row]]
+
+    def _check_rings(self, block: int, kernel_size: int, active: list[int], taps: np.ndarray) -> None:
+        """In the order of its taps, a row's ring holds its last K columns: the last tap reads the newest."""
+        assert taps.shape == (len(active), HEADS, kernel_size)
+        for index, row in enumerate(active):
+            newest = self.positions[row]
+            for head in range(HEADS):
+                first = (row * HEADS + head) * kernel_size
+                ring = [self.columns[block].get(first + place) for place in range(kernel_size)]
+                by_tap = dict(zip(taps[index, head].tolist(), ring, strict=True))
+                expected = [
+                    (row, head, position) if position >= 0 else None
+                    for position in range(newest - kernel_size + 1, newest + 1)
+                ]
+                assert [by_tap[tap] for tap in range(kernel_size)] == expected
+
+
+def check_form(indices: Indices) -> None:
+    """What a graph is bound to: int64, contiguous, of the signature's ranks."""
+    ranks = {"active_rows": 2, "own_cells": 2, "read_cells": 1, "written_columns": 2, "tap_places": 3}
+    assert {name: index.ndim for name, index in indices.items()} == ranks
+    for index in indices.values():
+        assert index.dtype == np.int64
+        assert index.flags.c_contiguous
+
+
+def layout_of(kernel_sizes: list[int]) -> Layout:
+    halting = "none" if len(kernel_sizes) == 1 else "per_block"
+    return Layout(tiny_facts(decoder_kernel_sizes=kernel_sizes, convolution_heads=HEADS, halting=halting))
+
+
+def simulate(layout: Layout, seed: int) -> Simulation:
+    """Some rows at random depths, mostly shallow, each beginning anew now and then."""
+    generator = np.random.default_rng(seed)
+    rows = 1 + seed % 4
+    simulation = Simulation(layout, rows)
+    shallow = generator.choice([0.2, 0.6, 0.9])
+    for _ in range(40):
+        for row in np.flatnonzero(generator.random(rows) < 0.05).tolist():
+            simulation.begin_anew(row)
+        depths = generator.integers(1, len(layout.kernel_sizes) + 1, rows)
+        depths[generator.random(rows) < shallow] = 1
+        simulation.step(depths.tolist())
+    return simulation
+
+
+def simulate_often(layout: Layout) -> None:
+    """One to four rows, and what one run does not come across, another does."""
+    for seed in range(8):
+        simulate(layout, seed)
+
+
+@pytest.mark.parametrize("kernel_sizes", KERNEL_SIZES)
+@given(seed=st.integers(0, 10_000))
+def test_places_equal_a_simulation(kernel_sizes: list[int], seed: int) -> None:
+    simulate(layout_of(kernel_sizes), seed)
+
+
+def test_columns_are_made_late_in_the_simulation() -> None:
+    """Or the property above would say little."""
+    assert simulate(layout_of([3, 5, 1, 7]), 0).catches_up > 10
+
+
+def test_long_absence_is_caught_up_with_as_far_as_the_convolution_reaches() -> None:
+    """By hand: K = 3, two heads, reach 5; position 9 with columns up to 1 needs those of 7 and 8."""
+    layout = Layout(tiny_facts(decoder_kernel_sizes=[5, 3], convolution_heads=2))
+    places = StepPlaces(layout, np.array([4, 9]))
+    places.narrow(np.array([False, True]))
+    indices = places.block_indices(3, np.array([0, 2]))
+    assert indices["active_rows"].tolist() == [[1]]
+    assert indices["own_cells"].tolist() == [[5 + 4]]
+    assert indices["read_cells"].tolist() == [9, 5 + 2, 5 + 3]
+    # Row 1 has the cells from 6: of head 0 from 6, of head 1 from 9.
+    assert indices["written_columns"][:, 0].tolist() == [6 + 0, 9 + 0, 6 + 1, 9 + 1, 6 + 2, 9 + 2]
+    assert indices["tap_places"].tolist() == [[[2, 0, 1]] * 2]
+
+
+def test_one_tap_needs_nothing_of_the_past() -> None:
+    layout = layout_of([3, 1])
+    indices = StepPlaces(layout, np.array([7])).block_indices(1, np.array([0]))
+    assert indices["read_cells"].tolist() == [7 % 3]
+    assert indices["tap_places"].tolist() == [[[0]] * HEADS]
+
+
+Break = Callable[[pytest.MonkeyPatch, Layout], None]
+
+
+def break_reach(monkeypatch: pytest.MonkeyPatch, layout: Layout) -> None:
+    """One cell too few in each ring of states."""
+    layout.reach -= 1
+
+
+def break_catch_up(monkeypatch: pytest.MonkeyPatch, layout: Layout) -> None:
+    """One column too few."""
+    original = Layout.catch_up
+
+    def short(self: Layout, kernel_size: int, row: int, position: int, gap: int) -> tuple[np.ndarray, np.ndarray]:
+        return original(self, kernel_size, row, position, max(0, min(gap, kernel_size - 2)))
+
+    monkeypatch.setattr(Layout, "catch_up", short)
+
+
+def break_tap_order(monkeypatch: pytest.MonkeyPatch, layout: Layout) -> None:
+    """The first tap reads the newest column."""
+    layout._tap_orders = {size: order[..., ::-1] for size, order in layout._tap_orders.items()}
+
+
+def break_narrowing(monkeypatch: pytest.MonkeyPatch, layout: Layout) -> None:
+    """Rings of the rows that were active before."""
+    original = StepPlaces.narrow
+
+    def narrow(self: StepPlaces, going: np.ndarray) -> None:
+        before = dict(self._active_rings)
+        original(self, going)
+        self._active_rings.update(before)
+
+    monkeypatch.setattr(StepPlaces, "narrow", narrow)
+
+
+def break_memo(monkeypatch: pytest.MonkeyPatch, layout: Layout) -> None:
+    """Remember by less than what the result depends on."""
+    original, known = Layout.catch_up, dict[tuple[int, ...], tuple[np.ndarray, np.ndarray]]()
+
+    def catch_up(self: Layout, kernel_size: int, row: int, position: int, gap: int) -> tuple[np.ndarray, np.ndarray]:
+        key = kernel_size, row, position % kernel_size, min(gap, kernel_size - 1)
+        return known.setdefault(key, original(self, kernel_size, row, position, gap))
+
+    monkeypatch.setattr(Layout, "catch_up", catch_up)
+
+
+@pytest.mark.parametrize("damage", [break_reach, break_catch_up, break_tap_order, break_narrowing, break_memo])
+def test_control_the_simulation_sees_damage(damage: Break, monkeypatch: pytest.MonkeyPatch) -> None:
+    layout = layout_of([5, 5, 3, 7])
+    simulate(layout, 0)
+    damage(monkeypatch, layout)
+    with pytest.raises(AssertionError):
+        simulate_often(layout)
+
+
+def all_catch_ups(layout: Layout) -> list[tuple[list[int], list[int]]]:
+    found = []
+    for position in range(1, 30):
+        for gap in range(1, min(position, 9) + 1):
+            for row in range(3):
+                cells, columns = layout.catch_up(7, row, position, gap)
+                found.append((cells.tolist(), columns[:, 0].tolist()))
+    return found
+
+
+def test_what_is_remembered_equals_what_is_computed(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Asked for the first time, again, and by a layout that forgets at once."""
+    layout = layout_of([5, 7])
+    first = all_catch_ups(layout)
+    assert all_catch_ups(layout) == first
+    monkeypatch.setattr(places_module, "_REMEMBERED", 1)
+    forgetful = layout_of([5, 7])
+    assert all_catch_ups(forgetful) == first
+    assert len(forgetful._catch_ups) <= 1
+
+
+def test_a_row_alone_has_the_places_it_has_in_a_batch() -> None:
+    """Rings of single rows are remembered, those of batches computed."""
+    layout = layout_of([5, 7])
+    for position in [*range(12), *range(12)]:
+        alone_columns, alone_taps = layout.rings(7, np.array([position]))
+        columns, taps = layout.rings(7, np.array([position, 3]))
+        np.testing.assert_array_equal(alone_columns, columns[:1])
+        np.testing.assert_array_equal(alone_taps, taps[:1])
+
+
+def test_steps_do_not_write_to_what_is_remembered() -> None:
+    layout = layout_of([3, 5, 1, 7])
+    simulate_often(layout)
+    remembered = [*layout._alone.items(), *layout._catch_ups.items(), *layout._tap_orders.items()]
+    assert layout._alone
+    assert layout._catch_ups
+    before = copy.deepcopy(remembered)
+    simulate_often(layout)
+    np.testing.assert_equal(remembered, before)
+
+
+def test_what_is_remembered_may_be_forgotten_at_any_moment() -> None:
+    """As another thread does that empties the memo between two looks at it."""
+
+    class Emptied(dict[Any, Any]):
+        def __contains__(self, key: object) -> bool:
+            found = super().__contains__(key)
+            self.clear()
+            return found
+
+    layout = layout_of([5, 7])
+    expected = all_catch_ups(layout)
+    layout._catch_ups = Emptied(layout._catch_ups)
+    assert all_catch_ups(layout) == expected
+
+
+def test_threads_share_a_layout(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Also while what it remembers is thrown away, here at every second question."""
+    expected = all_catch_ups(layout_of([5, 7]))
+    monkeypatch.setattr(places_module, "_REMEMBERED", 2)
+    layout = layout_of([5, 7])
+    wrong: list[object] = []
+
+    def work() -> None:
+        try:
+            wrong.extend("another result" for _ in range(10) if all_catch_ups(layout) != expected)
+        except KeyError as error:
+            wrong.append(error)
+
+    interval = sys.getswitchinterval()
+    sys.setswitchinterval(1e-6)
+    try:
+        workers = [threading.Thread(target=work) for _ in range(4)]
+        for worker in workers:
+            worker.start()
+        for worker in workers:
+            worker.join()
+    finally:
+        sys.setswitchinterval(interval)
+    assert wrong == []
+    assert len(layout._catch_ups) <= 2 + len(workers)
