@@ -39,7 +39,8 @@ INPUT_REPAIRED = 2
     "--depth",
     metavar="POLICY",
     help="How many decoder blocks a token uses: full, a number, adaptive (the bundle's operating "
-    "point), adaptive:NAME, or halting:TAU. Default: adaptive where the bundle has it, else full.",
+    "point), adaptive:NAME, halting:TAU, or halting:TAU@1,2 to stop after some blocks only. Default: "
+    "adaptive where the bundle has it, else full.",
 )
 @click.option(
     "--batch-size",

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from edgeseq.evaluation.scores import CorpusScores, LineTest, Sample, compare_with_line, score_corpus
 from edgeseq_runtime import Translation, Translator
 from edgeseq_runtime.flops import DecoderFlops, decoder_flops
-from edgeseq_runtime.policy import FixedDepth
+from edgeseq_runtime.policy import DepthPolicy, FixedDepth, halting_units_asked
 
 
 @dataclass(frozen=True)
@@ -91,7 +91,7 @@ def evaluate_policies(
                 scores=score_corpus([t.text for t in translations], references),
                 average_depth=sum(used) / max(len(used), 1),
                 depth_shares=_shares(used, translator.manifest.model.decoder_blocks),
-                flops=_count_flops(translator, translations, halting=adaptive),
+                flops=_count_flops(translator, translations, policy),
                 sentences=len(sources),
                 tokens=len(used),
                 seconds=seconds,
@@ -107,9 +107,10 @@ def _shares(depths: Sequence[int], blocks: int) -> list[float]:
     return [counts[block] / max(len(depths), 1) for block in range(1, blocks + 1)]
 
 
-def _count_flops(translator: Translator, translations: Sequence[Translation], *, halting: bool) -> DecoderFlops:
+def _count_flops(translator: Translator, translations: Sequence[Translation], policy: DepthPolicy) -> DecoderFlops:
     model = translator.manifest.model
+    asked = halting_units_asked(policy, model.decoder_blocks)
     total = DecoderFlops()
     for translation in translations:
-        total += decoder_flops(model, translation.source_pieces, translation.depths, halting=halting)
+        total += decoder_flops(model, translation.source_pieces, translation.depths, asked=asked)
     return total

@@ -57,6 +57,9 @@ class _Replay:
     """Block → logits of the rows that ran it, in order."""
     name: str = "replay"
 
+    def decides(self, block: int) -> bool:
+        return block >= 1
+
     def stops(self, block: int, exit_states: NDArray[np.float32]) -> NDArray[np.bool_]:
         if self.units is not None:
             self.halting_logits[block] = self.units.logits(block, exit_states)

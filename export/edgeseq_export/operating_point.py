@@ -14,6 +14,7 @@ MAX_BLEU_LOSS = 0.4
 """Against full depth on the validation set: the default point is the shallowest that loses no more."""
 
 _THRESHOLDS = (0.3, 0.5, 0.6, 0.7, 0.75, 0.8, 0.85, 0.9, 0.92, 0.94, 0.96, 0.98)
+_FEW_EXITS_THRESHOLDS = _THRESHOLDS[6:]
 _BATCH_SIZE = 32
 
 
@@ -36,18 +37,33 @@ def measure_policies(translator: Translator, sources: Sequence[str], references:
 
     Returns:
         All results. The default point is the policy of least average depth whose BLEU is within 0.4 of full
-        depth; with no halting unit there is none.
+        depth, whether tokens may stop after all blocks or after a few; with no halting unit there is none.
     """
     model = translator.manifest.model
     depths = [str(depth) for depth in range(1, model.decoder_blocks + 1)]
     if model.halting != "none":
         depths += [f"halting:{threshold:g}" for threshold in _THRESHOLDS]
+        depths += [
+            f"halting:{threshold:g}@{exits}"
+            for exits in _few_exits(model.decoder_blocks)
+            for threshold in _FEW_EXITS_THRESHOLDS
+        ]
     results = evaluate_policies(translator, sources, references, depths, _BATCH_SIZE)
     full = results[model.decoder_blocks - 1]
     adaptive = results[model.decoder_blocks :]
     good = [result for result in adaptive if result.scores.bleu >= full.scores.bleu - MAX_BLEU_LOSS]
     points = [_point(min(good, key=lambda result: result.average_depth), full)] if good else []
     return Measured(results, [_quality(result) for result in results], points)
+
+
+def _few_exits(blocks: int) -> list[str]:
+    """Sets of blocks to stop after, fewer than all: the even ones, and powers of two.
+
+    Units asked at every block have many chances to stop a token too early; each stop also costs a batch time.
+    """
+    even = range(2, blocks, 2)
+    powers = [block for block in range(1, blocks) if block & (block - 1) == 0]
+    return [",".join(map(str, exits)) for exits in (even, powers) if 0 < len(exits) < blocks - 1]
 
 
 def _quality(result: PolicyResult) -> DepthQuality:

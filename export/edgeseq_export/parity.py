@@ -112,7 +112,7 @@ def _compare_steps(
             feed["states"] = feed["states"].index_copy(0, torch.from_numpy(places.own_cells[:, 0]), x)
         going = (torch.rand(rows, generator=generator) > _STOPPED_SHARE).numpy()
         going[step % rows] = True
-        places.narrow(going)
+        places.narrow(going.nonzero()[0])
         indices = {name: torch.from_numpy(index) for name, index in places.block_indices(kernel_size, filled).items()}
         for feed in (wanted_feed, found_feed):
             feed.update(indices)
@@ -121,7 +121,7 @@ def _compare_steps(
         for spec, wanted_next, found_next in zip(signature.outputs, wanted, found, strict=True):
             name = spec.name.removeprefix("next_")
             wanted_feed[name], found_feed[name] = wanted_next, found_next
-        filled[places.active] = places.positions + 1
+        filled[places.active] = places.next_positions
         positions = positions + 1
     return worst
 

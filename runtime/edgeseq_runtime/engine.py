@@ -197,24 +197,27 @@ class Engine:
 
     def _run_blocks(self, state: DecoderState, places: StepPlaces, depths: IntArray | None) -> IntArray:
         """Run each row through the blocks until it stops; give its depth, (rows,)."""
-        used = np.ones(state.rows, dtype=np.int64)
-        for block in range(1, self._depth):
+        visits = []
+        for block in range(1, self._depth + 1):
             self._run_block(state, block, places)
-            going = ~self._stops(state, block, places, depths)
-            remaining = np.count_nonzero(going)
-            if not remaining:
-                return used
-            if remaining < len(going):
+            visits.append(places.active)
+            if block == self._depth:
+                break
+            if depths is None and not state.policy.decides(block):
+                continue
+            going = (~self._stops(state, block, places.active, depths)).nonzero()[0]
+            if not len(going):
+                break
+            if len(going) < len(places.active):
                 places.narrow(going)
-            used[places.active] += 1
-        self._run_block(state, self._depth, places)
-        return used
+        return np.bincount(np.concatenate(visits), minlength=state.rows)
 
-    def _stops(self, state: DecoderState, block: int, places: StepPlaces, depths: IntArray | None) -> BoolArray:
+    def _stops(self, state: DecoderState, block: int, active: IntArray, depths: IntArray | None) -> BoolArray:
         """Which of the active rows stop after ``block``: (active rows,)."""
         if depths is not None:
-            return depths[places.active] <= block
-        return state.policy.stops(block, state.exit_states.take(places.active, axis=0))
+            return depths[active] <= block
+        everyone = len(active) == state.rows
+        return state.policy.stops(block, state.exit_states if everyone else state.exit_states.take(active, axis=0))
 
     def _run_block(self, state: DecoderState, block: int, places: StepPlaces) -> None:
         """Run a block on the active rows, after making the columns that they skipped."""
@@ -227,7 +230,7 @@ class Engine:
             {"states": state.states, "exit_states": state.exit_states, "columns": past.columns},
             {"cross_key": key, "cross_value": value, "source_bias": state.source_bias, **indices},
         )
-        past.filled[places.active] = places.positions + 1
+        past.filled[places.active] = places.next_positions
 
     def _enter(self, state: DecoderState, block: int, active: IntArray) -> tuple[FloatArray, FloatArray]:
         """Compute source keys and values of the active rows that enter a block a first time.

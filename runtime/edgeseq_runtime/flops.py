@@ -11,7 +11,7 @@ values for sentences that turn out never to enter a block, because one call for 
 This is a model of the work, not of the time: see the measured table in the project's results.
 """
 
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import astuple, dataclass
 
 from edgeseq_runtime.manifest import ModelFacts
@@ -45,7 +45,9 @@ class DecoderFlops:
         return DecoderFlops(*(a + b for a, b in zip(astuple(self), astuple(other), strict=True)))
 
 
-def decoder_flops(model: ModelFacts, source_pieces: int, depths: Sequence[int], *, halting: bool) -> DecoderFlops:
+def decoder_flops(
+    model: ModelFacts, source_pieces: int, depths: Sequence[int], *, asked: Collection[int] = ()
+) -> DecoderFlops:
     """Count the decoder's FLOPs of one sentence.
 
     Per visit of block n: ``column + taps + 2 K_n d + 2 d^2`` for the convolution, where
@@ -59,7 +61,7 @@ def decoder_flops(model: ModelFacts, source_pieces: int, depths: Sequence[int], 
         model: Facts of the model.
         source_pieces: Source length S, EOS included.
         depths: Depth of each generated token in order, EOS included.
-        halting: Whether halting units were asked: after each visited block below N.
+        asked: Blocks below N whose halting units are asked, by tokens that visit them.
 
     Returns:
         The counts, exact for lazy bounded backfill: the order of the depths matters.
@@ -74,7 +76,7 @@ def decoder_flops(model: ModelFacts, source_pieces: int, depths: Sequence[int], 
         ),
         cross=sum(4 * source_pieces * dim**2 for count in visits if count),
         backfill=column * sum(backfilled_columns(model.decoder_kernel_sizes, depths)),
-        halting=2 * dim * sum(visits[:-1]) if halting else 0,
+        halting=2 * dim * sum(visits[block - 1] for block in asked),
         head=2 * model.vocab_size * dim * len(depths),
     )
 

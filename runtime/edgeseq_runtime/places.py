@@ -7,7 +7,7 @@ replaces the position that has just got out of reach. See ``signatures`` for the
 
 import numpy as np
 
-from edgeseq_runtime.arrays import BoolArray, IntArray
+from edgeseq_runtime.arrays import IntArray
 from edgeseq_runtime.manifest import ModelFacts
 
 _REMEMBERED = 10_000
@@ -99,6 +99,7 @@ class StepPlaces:
         active: (n,), the rows that are still going up, in order.
         positions: (n,), their current positions.
         own_cells: (n, 1), their cells in ``states``.
+        next_positions: (n,), the positions after them.
     """
 
     def __init__(self, layout: Layout, positions: IntArray) -> None:
@@ -113,16 +114,17 @@ class StepPlaces:
         # By kernel size: of all rows, and of the active ones.
         self._rings: dict[int, tuple[IntArray, IntArray]] = {}
         self._active_rings: dict[int, tuple[IntArray, IntArray]] = {}
-        self.active = np.arange(len(positions))
-        self.positions = positions
-        self.own_cells = (self.active * layout.reach + positions % layout.reach).reshape(-1, 1)
+        rows = np.arange(len(positions))
+        self._take(np.stack((rows, positions, rows * layout.reach + positions % layout.reach, positions + 1)))
 
-    def narrow(self, going: BoolArray) -> None:
-        """Go on with some of the active rows: those where ``going``, (n,), is True."""
-        index = going.nonzero()[0]
-        self.active = self.active.take(index)
-        self.positions = self.positions.take(index)
-        self.own_cells = self.own_cells.take(index, axis=0)
+    def _take(self, table: IntArray) -> None:
+        self._table = table  # one array, so that narrowing is one operation
+        self.active, self.positions, own_cells, self.next_positions = table
+        self.own_cells = own_cells.reshape(-1, 1)
+
+    def narrow(self, going: IntArray) -> None:
+        """Go on with some of the active rows: those at the places ``going``, (m,)."""
+        self._take(self._table.take(going, axis=1))
         self._active_rings.clear()
 
     def block_indices(self, kernel_size: int, filled: IntArray) -> dict[str, IntArray]:

@@ -1,6 +1,6 @@
 """Depth policies: after which decoder block each token stops.
 
-A user names one (``full``, ``3``, ``adaptive``, ``adaptive:NAME``, ``halting:TAU``);
+A user names one (``full``, ``3``, ``adaptive``, ``adaptive:NAME``, ``halting:TAU``, ``halting:TAU@1,4``);
 :func:`parse_policy` turns the name into an object that the engine asks after every block. The
 arithmetic is numpy on one row at a time, so that a decision never depends on a row's neighbours.
 
@@ -30,6 +30,9 @@ class DepthPolicy(Protocol):
     def name(self) -> str:
         """The policy in full, such as ``3`` or ``halting:0.45``."""
 
+    def decides(self, block: int) -> bool:
+        """Whether any token may stop after a block, from 1 to N - 1; where not, ``stops`` is not asked."""
+
     def stops(self, block: int, exit_states: FloatArray) -> BoolArray:
         """Decide which tokens stop after a block.
 
@@ -53,6 +56,10 @@ class FixedDepth:
 
     depth: int
     name: str
+
+    def decides(self, block: int) -> bool:
+        """Only that block does; see :class:`DepthPolicy`."""
+        return block == self.depth
 
     def stops(self, block: int, exit_states: FloatArray) -> BoolArray:
         """Decide by the block's number alone; see :class:`DepthPolicy`."""
@@ -95,24 +102,40 @@ class Halting:
     Attributes:
         units: The units' weights.
         threshold: tau, from 0 to 1.
+        exits: The blocks after which tokens may stop; None means all below N.
     """
 
     units: HaltingUnits
     threshold: float
+    exits: tuple[int, ...] | None = None
 
     @property
     def name(self) -> str:
-        """``halting:`` and the threshold."""
-        return f"halting:{self.threshold:g}"
+        """``halting:``, the threshold, and the exits unless they are all."""
+        exits = "" if self.exits is None else "@" + ",".join(map(str, self.exits))
+        return f"halting:{self.threshold:g}{exits}"
+
+    def decides(self, block: int) -> bool:
+        """Exits do; see :class:`DepthPolicy`."""
+        return self.exits is None or block in self.exits
 
     def stops(self, block: int, exit_states: FloatArray) -> BoolArray:
         """Compare chi with tau, as logits; see :class:`DepthPolicy`."""
-        return self.units.logits(block, exit_states) > self._logit_threshold
+        weight, limit = self._limits[block - 1 if len(self._limits) > 1 else 0]
+        stops: BoolArray = np.vecdot(np.ascontiguousarray(exit_states), weight) > limit
+        return stops
 
     @cached_property
-    def _logit_threshold(self) -> np.float32:
-        # sigmoid is monotonic, so chi > tau is logit > logit(tau), without exp on every row.
-        return np.float32(_logit(self.threshold))
+    def _limits(self) -> list[tuple[FloatArray, np.float32]]:
+        """Each unit's weight, and what its product with a state has to exceed."""
+        # sigmoid is monotonic: chi > tau is logit > logit(tau), which needs no exp, nor the bias, on every row.
+        threshold = np.float32(_logit(self.threshold))
+        return [(weight, threshold - bias) for weight, bias in zip(self.units.weight, self.units.bias, strict=True)]
+
+
+def halting_units_asked(policy: DepthPolicy, blocks: int) -> list[int]:
+    """Blocks whose halting units a policy asks, of a model of ``blocks`` blocks: none but for halting."""
+    return [block for block in range(1, blocks) if isinstance(policy, Halting) and policy.decides(block)]
 
 
 def parse_policy(text: str | int, manifest: Manifest, halting: HaltingUnits | None) -> DepthPolicy:
@@ -120,7 +143,7 @@ def parse_policy(text: str | int, manifest: Manifest, halting: HaltingUnits | No
 
     Args:
         text: ``full``, a depth from 1 to N (also as int), ``adaptive``, ``adaptive:NAME`` or
-            ``halting:TAU``.
+            ``halting:TAU``, or ``halting:TAU@1,4`` to stop after blocks 1 and 4 only.
         manifest: The bundle's manifest.
         halting: The bundle's halting units, None where it has none.
 
@@ -146,7 +169,10 @@ def parse_policy(text: str | int, manifest: Manifest, halting: HaltingUnits | No
     if kind == "halting" and argument:
         if halting is None:
             raise _refusal(text, "needs halting units, which this bundle lacks", manifest)
-        return Halting(halting, _threshold(text, argument, manifest))
+        threshold, separator, exits = argument.partition("@")
+        return Halting(
+            halting, _threshold(text, threshold, manifest), _exits(text, exits, manifest) if separator else None
+        )
     raise _refusal(text, "is not known", manifest)
 
 
@@ -155,7 +181,7 @@ def available_policies(manifest: Manifest) -> list[str]:
     full_depth = manifest.model.decoder_blocks
     names = ["full", "1" if full_depth == 1 else f"1 to {full_depth}"]
     if manifest.model.halting != "none":
-        names.append("halting:TAU with TAU from 0 to 1")
+        names.append("halting:TAU with TAU from 0 to 1, or halting:TAU@EXITS such as halting:0.9@1,2")
     for point in manifest.operating_points:
         if point.name == DEFAULT_POINT:
             names.append(f"adaptive (= {point.policy})")
@@ -179,6 +205,14 @@ def _threshold(text: str | int, argument: str, manifest: Manifest) -> float:
     if not 0 <= threshold <= 1:
         raise _refusal(text, f"has the threshold {argument!r}, expected 0 to 1", manifest)
     return threshold
+
+
+def _exits(text: str | int, argument: str, manifest: Manifest) -> tuple[int, ...]:
+    numbers = argument.split(",")
+    last = manifest.model.decoder_blocks - 1
+    if not all(number.isascii() and number.isdigit() and 1 <= int(number) <= last for number in numbers):
+        raise _refusal(text, f"has the exits {argument!r}, expected numbers from 1 to {last} with commas", manifest)
+    return tuple(sorted(set(map(int, numbers))))
 
 
 def _logit(probability: float) -> float:

@@ -158,21 +158,17 @@ class BoundGraph:
         Raises:
             DeviceError: onnxruntime fails, for want of memory most likely.
         """
+        bound = self._bound
+        if not self._stays_bound:
+            bound.clear()
         for name, array in state.items():
-            if not self._is_bound(name, array):
-                self._bind_input(name, array)
+            if bound.get(name) is not array:
                 self._binding.bind_output(f"next_{name}", "cpu", 0, array.dtype.type, array.shape, array.ctypes.data)
-        for name, other in feed.items():
-            if not self._is_bound(name, other):
-                self._bind_input(name, other)
-        self._graph.run_bound(self._binding, self._bound)
-
-    def _is_bound(self, name: str, array: AnyArray) -> bool:
-        return self._stays_bound and self._bound.get(name) is array
-
-    def _bind_input(self, name: str, array: AnyArray) -> None:
-        self._binding.bind_cpu_input(name, array)
-        self._bound[name] = array  # keeps its memory, too
+        for name, given in (*state.items(), *feed.items()):
+            if bound.get(name) is not given:
+                self._binding.bind_cpu_input(name, given)
+                bound[name] = given  # keeps its memory, too
+        self._graph.run_bound(self._binding, bound)
 
 
 def _import_onnxruntime() -> ModuleType:

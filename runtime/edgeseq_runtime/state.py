@@ -6,6 +6,7 @@ Dimension legend: R rows, S padded source, d model width, H heads, K taps of a b
 """
 
 from dataclasses import dataclass, field
+from typing import Any
 
 import numpy as np
 
@@ -211,7 +212,8 @@ def _replace_rows(
     own: FloatArray, rows: IntArray, new: FloatArray, new_rows: IntArray, axis: int, fill: float = 0.0
 ) -> None:
     """Put rows of one array in the place of rows of another whose ``axis`` is longer or shorter."""
-    own_first, new_first = np.moveaxis(own, axis, 1), np.moveaxis(new, axis, 1)
     length = min(own.shape[axis], new.shape[axis])
-    own_first[rows, :length] = new_first[new_rows, :length]
-    own_first[rows, length:] = fill
+    before: Any = (slice(None),) * (axis - 1)
+    own[(rows, *before, slice(length))] = new[(new_rows, *before, slice(length))]
+    if length < own.shape[axis]:
+        own[(rows, *before, slice(length, None))] = fill

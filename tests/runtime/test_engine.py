@@ -376,11 +376,14 @@ def test_keys_and_values_are_computed_once_per_row(plain: Case, monkeypatch: pyt
 
 
 def test_policy_decides_after_each_block(plain: Case) -> None:
-    """The engine asks on the rows that go on, in order, and the answers become the depths."""
+    """The engine asks, where the policy decides, on the rows that go on, in order; the answers become the depths."""
     asked: list[tuple[int, int]] = []
 
     class Alternate:
         name = "alternate"
+
+        def decides(self, block: int) -> bool:
+            return block != 2
 
         def stops(self, block: int, exit_states: np.ndarray) -> np.ndarray:
             asked.append((block, len(exit_states)))
@@ -388,8 +391,8 @@ def test_policy_decides_after_each_block(plain: Case) -> None:
 
     engine = plain.engine()
     state = engine.encode(plain.sources[:8], Alternate())
-    assert engine.step(state, plain.tokens[0, :8]).depths.tolist() == [1, 2, 1, 3, 1, 2, 1, 4]
-    assert asked == [(1, 8), (2, 4), (3, 2)]
+    assert engine.step(state, plain.tokens[0, :8]).depths.tolist() == [1, 3, 1, 4, 1, 3, 1, 4]
+    assert asked == [(1, 8), (3, 4)]
 
 
 def test_halting_depths_do_not_depend_on_the_batch(plain: Case) -> None:

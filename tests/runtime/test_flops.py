@@ -40,7 +40,7 @@ def test_backfill_is_bounded_by_the_reach() -> None:
     assert backfilled_columns(KERNELS, [1] * 11) == [0, 0, 0, 0]
 
 
-def count_by_hand(model: ModelFacts, source: int, depths: list[int], *, halting: bool) -> DecoderFlops:
+def count_by_hand(model: ModelFacts, source: int, depths: list[int], units: tuple[int, ...]) -> DecoderFlops:
     """Walk through a decode and add up each matrix product as 2 x rows x inner x columns."""
     d, f, heads = model.dim, model.feed_forward_dim, model.convolution_heads
     column = 2 * d * (2 * d if model.glu else d)
@@ -60,7 +60,7 @@ def count_by_hand(model: ModelFacts, source: int, depths: list[int], *, halting:
             blocks += 2 * d * d + 2 * d * d  # query, output
             blocks += 2 * source * d + 2 * source * d  # scores, mix
             blocks += 2 * d * f + 2 * f * d
-            if halting and block < model.decoder_blocks - 1:
+            if block + 1 in units:
                 asked += 2 * d
         head += 2 * d * model.vocab_size
     backfill = column * sum(simulate_lazy_backfill(model.decoder_kernel_sizes, depths))
@@ -69,21 +69,21 @@ def count_by_hand(model: ModelFacts, source: int, depths: list[int], *, halting:
 
 @pytest.mark.parametrize("glu", [False, True])
 @pytest.mark.parametrize("convolution", ["lightweight", "dynamic"])
-@pytest.mark.parametrize("halting", [False, True])
+@pytest.mark.parametrize("asked", [(), (2,), (1, 2, 3)], ids=str)
 @given(depths=DEPTHS, source=st.integers(1, 30))
 def test_flops_equal_a_count_by_hand(
-    depths: list[int], source: int, halting: bool, convolution: str, glu: bool
+    depths: list[int], source: int, asked: tuple[int, ...], convolution: str, glu: bool
 ) -> None:
     model = tiny_facts(convolution=convolution, glu=glu)
-    counted = count_by_hand(model, source, depths, halting=halting)
-    assert decoder_flops(model, source, depths, halting=halting) == counted
+    counted = count_by_hand(model, source, depths, asked)
+    assert decoder_flops(model, source, depths, asked=asked) == counted
 
 
 def test_control_the_order_of_depths_matters() -> None:
     """A model that only knew the average depth would not see the difference."""
     model = tiny_facts()
-    deep_first = decoder_flops(model, 10, [4, 4, 1, 1], halting=False)
-    deep_last = decoder_flops(model, 10, [1, 1, 4, 4], halting=False)
+    deep_first = decoder_flops(model, 10, [4, 4, 1, 1])
+    deep_last = decoder_flops(model, 10, [1, 1, 4, 4])
     assert deep_first.total < deep_last.total
     assert deep_first.backfill == 0
 
@@ -96,4 +96,4 @@ def test_sums_and_totals() -> None:
 
 
 def test_no_tokens_cost_nothing() -> None:
-    assert decoder_flops(tiny_facts(), 0, [], halting=True) == DecoderFlops()
+    assert decoder_flops(tiny_facts(), 0, [], asked=[1, 2, 3]) == DecoderFlops()

@@ -63,7 +63,7 @@ class Simulation:
             if not going.any():
                 break
             if not going.all():
-                places.narrow(going)
+                places.narrow(going.nonzero()[0])
             active = [row for row in range(rows) if depths[row] >= block]
             assert places.active.tolist() == active
             assert places.positions.tolist() == [self.positions[row] for row in active]
@@ -161,7 +161,7 @@ def test_long_absence_is_caught_up_with_as_far_as_the_convolution_reaches() -> N
     """By hand: K = 3, two heads, reach 5; position 9 with columns up to 1 needs those of 7 and 8."""
     layout = Layout(tiny_facts(decoder_kernel_sizes=[5, 3], convolution_heads=2))
     places = StepPlaces(layout, np.array([4, 9]))
-    places.narrow(np.array([False, True]))
+    places.narrow(np.array([1]))
     indices = places.block_indices(3, np.array([0, 2]))
     assert indices["active_rows"].tolist() == [[1]]
     assert indices["own_cells"].tolist() == [[5 + 4]]

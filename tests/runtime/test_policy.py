@@ -9,7 +9,14 @@ import pytest
 from edgeseq_runtime.bundle import load_bundle
 from edgeseq_runtime.errors import PolicyError
 from edgeseq_runtime.manifest import Manifest
-from edgeseq_runtime.policy import FixedDepth, Halting, HaltingUnits, available_policies, parse_policy
+from edgeseq_runtime.policy import (
+    FixedDepth,
+    Halting,
+    HaltingUnits,
+    available_policies,
+    halting_units_asked,
+    parse_policy,
+)
 
 
 @pytest.fixture(scope="module")
@@ -53,7 +60,8 @@ def test_halting(manifest: Manifest, units: HaltingUnits, text: str, threshold: 
 
 
 LISTED = (
-    "This bundle has: full; 1 to 4; halting:TAU with TAU from 0 to 1; adaptive (= halting:0.45); adaptive:fast (= 2)"
+    "This bundle has: full; 1 to 4; halting:TAU with TAU from 0 to 1, or halting:TAU@EXITS such as halting:0.9@1,2; "
+    "adaptive (= halting:0.45); adaptive:fast (= 2)"
 )
 
 
@@ -156,3 +164,30 @@ def test_control_a_sum_over_the_batch_is_seen() -> None:
     generator = np.random.default_rng(4)
     units = Mixing(generator.standard_normal((3, 200)).astype(np.float32), np.zeros(3, dtype=np.float32))
     assert not logits_of_subsets(units, generator.standard_normal((128, 200)).astype(np.float32))
+
+
+def test_halting_at_a_few_exits(manifest: Manifest, units: HaltingUnits) -> None:
+    """The named blocks decide as they would anyway, the others not at all."""
+    policy = parse_policy("halting:0.4@3,1,3", manifest, units)
+    everywhere = parse_policy("halting:0.4", manifest, units)
+    assert policy.name == "halting:0.4@1,3"
+    assert [policy.decides(block) for block in (1, 2, 3)] == [True, False, True]
+    assert [everywhere.decides(block) for block in (1, 2, 3)] == [True, True, True]
+    assert halting_units_asked(policy, 4) == [1, 3]
+    states = np.random.default_rng(0).standard_normal((50, units.weight.shape[1])).astype(np.float32)
+    for block in (1, 3):
+        assert policy.stops(block, states).tolist() == everywhere.stops(block, states).tolist()
+
+
+def test_fixed_depths_ask_no_unit(manifest: Manifest) -> None:
+    policy = parse_policy("2", manifest, None)
+    assert [policy.decides(block) for block in (1, 2, 3)] == [False, True, False]
+    assert halting_units_asked(policy, 4) == []
+
+
+@pytest.mark.parametrize("exits", ["", "0", "4", "1,", "1;2", "-1", "two", "1,4"])
+def test_exits_that_a_model_lacks(exits: str, manifest: Manifest, units: HaltingUnits) -> None:
+    with pytest.raises(PolicyError) as caught:
+        parse_policy(f"halting:0.4@{exits}", manifest, units)
+    message = f"has the exits {exits!r}, expected numbers from 1 to 3 with commas. This bundle has: full;"
+    assert message in str(caught.value)

@@ -81,7 +81,7 @@ def step(state: DecoderState, rows: list[Row], generator: np.random.Generator) -
             going = generator.random(len(places.active)) < 0.5
             if not going.any():
                 break
-            places.narrow(going)
+            places.narrow(going.nonzero()[0])
         taps = run_block(state, block, places)
         vectors = generator.standard_normal((len(places.active), DIM)).astype(np.float32)
         for number, order, vector in zip(places.active.tolist(), taps, vectors, strict=True):

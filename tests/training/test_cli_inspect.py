@@ -120,7 +120,10 @@ def test_summary_names_what_a_user_asks_about() -> None:
         ),
         "Halting    one unit per block",
         "Tokenizer  4,000 pieces",
-        "Depths     full; 1 to 3; halting:TAU with TAU from 0 to 1; adaptive (= halting:0.45)",
+        (
+            "Depths     full; 1 to 3; halting:TAU with TAU from 0 to 1, or halting:TAU@EXITS such as halting:0.9@1,2; "
+            "adaptive (= halting:0.45)"
+        ),
         "",
         "Quality on the validation set",
         "  depth                   BLEU  chrF  average depth  sentences  BLEU at full depth",
@@ -140,7 +143,10 @@ def test_unmeasured_bundle_says_so(inspected: dict[str, object]) -> None:
     inspected |= {"operating_points": [], "quality": []}
     lines = inspect().lines
     assert "Quality: not measured; export with validation text to have it here." in lines
-    assert "Depths     full; 1 to 3; halting:TAU with TAU from 0 to 1" in lines
+    assert (
+        "Depths     full; 1 to 3; halting:TAU with TAU from 0 to 1, or halting:TAU@EXITS such as halting:0.9@1,2"
+        in lines
+    )
 
 
 @pytest.mark.usefixtures("inspected")
