@@ -98,8 +98,8 @@ class Translator:
         Args:
             model: The bundle's folder.
             depth: ``full``, a depth from 1 to N, ``adaptive``, ``adaptive:NAME`` or
-                ``halting:TAU`` (``@1,4`` behind it: stop after these blocks only). None means ``adaptive`` where the bundle has a default operating
-                point, else ``full``.
+                ``halting:TAU``, or ``halting:TAU@1,4`` to stop after blocks 1 and 4 only. None means
+                ``adaptive`` where the bundle has a default operating point, else ``full``.
             device: ``cpu``, ``cuda`` (an error where it cannot be had), or ``auto``.
             threads: Threads that one operation may use. Several Translators or Python threads
                 make better use of many cores than one call does.
