@@ -148,6 +148,10 @@ class TokenizerFacts(_Record):
     eos_id: Literal[3] = 3
 
 
+_NUMBER = "[1-9][0-9]*"
+_POLICY = f"^(full|{_NUMBER}|halting:[0-9.]+(@{_NUMBER}(,{_NUMBER})*)?)$"
+
+
 class OperatingPoint(_Record):
     """A depth policy under a name, with what it gave on a validation set.
 
@@ -162,7 +166,7 @@ class OperatingPoint(_Record):
     """
 
     name: Annotated[str, Field(pattern=r"^[A-Za-z0-9_-]{1,50}$")]
-    policy: Annotated[str, Field(pattern=r"^(full|[1-9][0-9]*|halting:[0-9.]+)$", max_length=100)]
+    policy: Annotated[str, Field(pattern=_POLICY, max_length=100)]
     bleu: Measure
     chrf: Measure
     average_depth: Measure

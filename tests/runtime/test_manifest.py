@@ -1,14 +1,16 @@
 """The manifest is strict, and says everything that is wrong at once."""
 
+import contextlib
 import json
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
+from pydantic import ValidationError
 
 from edgeseq_runtime.errors import BundleError
-from edgeseq_runtime.manifest import MANIFEST_FILE, Manifest
+from edgeseq_runtime.manifest import MANIFEST_FILE, Manifest, OperatingPoint
 from tiny_bundle import write_tiny_bundle
 
 Change = Callable[[dict[str, Any]], object]
@@ -141,3 +143,23 @@ def test_numbers_are_finite(data: bytes, tmp_path: Path) -> None:
     assert broken != data
     with pytest.raises(BundleError, match=r"bleu"):
         Manifest.from_bytes(broken)
+
+
+@pytest.mark.parametrize(
+    ("policy", "fits"),
+    [
+        ("full", True),
+        ("12", True),
+        ("halting:0.94", True),
+        ("halting:0.94@1,2,4", True),
+        ("halting:0.94@", False),
+        ("halting:0.94@1,", False),
+        ("halting:0.94@0", False),
+        ("adaptive", False),
+        ("0", False),
+    ],
+)
+def test_policies_of_operating_points(policy: str, fits: bool) -> None:
+    point = {"name": "p", "policy": policy, "bleu": 1, "chrf": 1, "average_depth": 1, "sentences": 1}
+    with contextlib.nullcontext() if fits else pytest.raises(ValidationError, match="should match pattern"):
+        OperatingPoint.model_validate(point | {"full_depth_bleu": 1})
