@@ -118,6 +118,8 @@ class ScheduleConfig(_Table):
     """How the rate falls after warm-up: with 1/sqrt(step), or along a half cosine to zero at the end."""
     warmup_steps: int = Field(400, ge=0)
     """Steps of linear rise to the peak."""
+    average_checkpoints: int = Field(1, ge=1)
+    """Newest checkpoints of the phase whose mean is its result; at most training.keep_checkpoints."""
 
 
 class TrainingConfig(ScheduleConfig):
@@ -158,16 +160,6 @@ class TrainingConfig(ScheduleConfig):
     """Stop after so many validations without a better loss at full depth; 0: never."""
     keep_checkpoints: int = Field(5, ge=1)
     """Newest checkpoints that stay on disk."""
-    average_checkpoints: int = Field(1, ge=1)
-    """Newest checkpoints whose mean is the result of the phase; at most keep_checkpoints."""
-
-    @model_validator(mode="after")
-    def _check_averaging(self) -> Self:
-        if self.average_checkpoints > self.keep_checkpoints:
-            raise ValueError(
-                f"average_checkpoints = {self.average_checkpoints} exceeds keep_checkpoints = {self.keep_checkpoints}"
-            )
-        return self
 
 
 class HaltingConfig(ScheduleConfig):
@@ -200,6 +192,17 @@ class RunConfig(_Table):
     model: ModelConfig = ModelConfig()
     training: TrainingConfig = TrainingConfig()
     halting: HaltingConfig = HaltingConfig()
+
+    @model_validator(mode="after")
+    def _check_averaging(self) -> Self:
+        kept = self.training.keep_checkpoints
+        for name, averaged in (
+            ("training", self.training.average_checkpoints),
+            ("halting", self.halting.average_checkpoints),
+        ):
+            if averaged > kept:
+                raise ValueError(f"{name}.average_checkpoints = {averaged} exceeds training.keep_checkpoints = {kept}")
+        return self
 
     @model_validator(mode="after")
     def _check_depths(self) -> Self:

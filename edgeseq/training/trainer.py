@@ -104,7 +104,7 @@ class Trainer:
         if not progress.finished:
             with Reporter(self.run, phase.name, total_steps, progress.step) as reporter:
                 self._loop(phase, optimizer, progress, total_steps, reporter)
-        newest = regular_checkpoints(self.checkpoints, phase.name)[-self.config.average_checkpoints :]
+        newest = regular_checkpoints(self.checkpoints, phase.name)[-phase.schedule.average_checkpoints :]
         average_checkpoints(newest, self.model)
 
     def _loop(

@@ -13,7 +13,7 @@ from edgeseq_runtime.policy import DEFAULT_POINT
 MAX_BLEU_LOSS = 0.4
 """Against full depth on the validation set: the default point is the shallowest that loses no more."""
 
-_THRESHOLDS = (0.3, 0.5, 0.6, 0.7, 0.75, 0.8, 0.85, 0.9, 0.92, 0.94, 0.96, 0.98)
+_THRESHOLDS = (0.3, 0.5, 0.6, 0.7, 0.75, 0.8, 0.85, 0.9, 0.92, 0.93, 0.94, 0.96, 0.98)
 _FEW_EXITS_THRESHOLDS = _THRESHOLDS[6:]
 _BATCH_SIZE = 32
 

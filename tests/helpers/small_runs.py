@@ -66,7 +66,12 @@ def make_trainer(
 def make_phase(name: str, steps: int, trainer: Trainer, objective: Objective | None = None, **changes: Any) -> Phase:
     """A phase `aligned`, `frozen` or `joint` of so many optimiser steps."""
     epochs = steps * trainer.config.accumulation / steps_per_epoch(trainer)
-    settings: dict[str, Any] = {"learning_rate": 0.01, "warmup_steps": 3, "epochs": epochs}
+    settings: dict[str, Any] = {
+        "learning_rate": 0.01,
+        "warmup_steps": 3,
+        "epochs": epochs,
+        "average_checkpoints": trainer.config.average_checkpoints,
+    }
     return Phase(name, objective or make_objective(name), HaltingConfig(**settings | changes))
 
 

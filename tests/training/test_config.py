@@ -147,7 +147,8 @@ def test_types_are_not_guessed(tmp_path: Path, value: object) -> None:
         ({"model.decoder.kernel_sizes": [3, 0]}, "decoder.kernel_sizes holds 0; expected positive numbers"),
         ({"model.decoder.kernel_sizes": [3]}, 'a decoder of one block has nowhere to stop; set halting = "none"'),
         ({"training.valid_depths": [1, 7]}, "training.valid_depths holds 7; the decoder has blocks 1 to 6"),
-        ({"training.average_checkpoints": 6}, "average_checkpoints = 6 exceeds keep_checkpoints = 5"),
+        ({"training.average_checkpoints": 6}, "training.average_checkpoints = 6 exceeds training.keep_checkpoints = 5"),
+        ({"halting.average_checkpoints": 9}, "halting.average_checkpoints = 9 exceeds training.keep_checkpoints = 5"),
     ],
 )
 def test_contradictions_are_named(tmp_path: Path, overrides: dict[str, Any], expected: str) -> None:
