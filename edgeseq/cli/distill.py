@@ -135,12 +135,14 @@ def command(
     if shortest > longest:
         raise click.UsageError(f"--length-ratio {shortest:g} {longest:g} leaves nothing: give the smaller number first")
     limit_kernel_cache()
-    from edgeseq.distillation.run import check_run, distill
-    from edgeseq.distillation.selection import Selection
+    # First, though it is needed last: a missing torch should not come up after hours of translation.
     from edgeseq.training.run import TOKENIZER_FILE, train
-    from edgeseq_runtime import BeamOptions, Translator
 
     log_to_stderr()
+    from edgeseq.distillation.run import check_run, distill
+    from edgeseq.distillation.selection import Selection
+    from edgeseq_runtime import BeamOptions, Translator
+
     beam = BeamOptions(beam_size, length_penalty, n_best)
     selection = Selection(select, original, shortest, longest, min_score)
     student = resolve_config(config, overrides, files)
