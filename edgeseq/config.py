@@ -195,9 +195,9 @@ class PredictorConfig(_Table):
 
     name: str = ""
     """What depth policies call it; empty: its kind."""
-    kind: Literal["halting", "multinomial", "sequence"] = "halting"
-    """A unit that stops a token or not after each block; or a depth chosen at once, for a token after block 1, or for
-    a whole sentence before the first."""
+    kind: Literal["halting", "certainty", "multinomial", "sequence"] = "halting"
+    """A unit that stops a token or not after each block, by the exit state (halting) or by how certain the exit is of
+    its piece; or a depth chosen at once, for a token after block 1, or for a whole sentence before the first."""
     units: Literal["per_block", "shared"] = "per_block"
     """Halting: a unit per block, or one for all (as the paper prints it)."""
     oracle: Literal["likelihood", "correctness", "agreement"] = "agreement"
@@ -227,8 +227,8 @@ class PredictorConfig(_Table):
                 f"name = {self.name!r} cannot name a predictor; use a small letter, then small letters, digits, '-' "
                 f"and '_', and none of {', '.join(sorted(RESERVED_NAMES))}"
             )
-        if self.target == "gain" and self.kind != "halting":
-            raise ValueError(f"target = 'gain' is for halting units; {self.kind} chooses one depth: set 'depth'")
+        if self.target == "gain" and self.kind not in ("halting", "certainty"):
+            raise ValueError(f"target = 'gain' is for units of each block; {self.kind} chooses one depth: set 'depth'")
         return self
 
 
@@ -279,6 +279,10 @@ class RunConfig(_Table):
             raise ValueError("a decoder of one block has nowhere to stop; set predictors = []")
         if self.joint and not self.predictors:
             raise ValueError("[joint] trains the first of [[predictors]], and there is none")
+        if any(predictor.kind == "certainty" for predictor in self.joint_predictors):
+            raise ValueError(
+                "[joint] trains the first of [[predictors]] with the trunk, and certainty has no part in it"
+            )
         names = [predictor.name for predictor in self.predictors]
         for predictor in self.predictors:
             if names.count(predictor.name) > 1:

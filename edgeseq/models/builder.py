@@ -9,6 +9,7 @@ from torch import nn
 from edgeseq.config import ModelConfig, PredictorConfig, StackConfig
 from edgeseq.models.seq2seq import Decoder, Encoder, Seq2Seq
 from edgeseq.modules import (
+    CertaintyUnits,
     ConvolutionUnit,
     CrossAttention,
     DecoderBlock,
@@ -24,6 +25,8 @@ from edgeseq.modules import (
     TokenEmbedding,
 )
 from edgeseq_runtime.tokenizer import PAD_ID
+
+_CERTAINTY_HIDDEN_DIM = 32
 
 _CONVOLUTIONS: dict[str, type[LightweightConv | DynamicConv]] = {
     "lightweight": LightweightConv,
@@ -56,6 +59,8 @@ def build_model(config: ModelConfig, vocab_size: int, predictors: Sequence[Predi
 def build_predictor(config: ModelConfig, predictor: PredictorConfig) -> DepthPredictor:
     """Creates a depth predictor that has learnt nothing yet."""
     blocks = len(config.decoder.kernel_sizes)
+    if predictor.kind == "certainty":
+        return CertaintyUnits(blocks, _CERTAINTY_HIDDEN_DIM)
     if predictor.kind == "halting":
         return HaltingUnits(config.dim, blocks, shared=predictor.units == "shared")
     return (TokenDepth if predictor.kind == "multinomial" else SentenceDepth)(config.dim, blocks)

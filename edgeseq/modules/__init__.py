@@ -5,9 +5,10 @@ from edgeseq.modules.blocks import ConvolutionUnit, DecoderBlock, EncoderBlock, 
 from edgeseq.modules.convolution import DynamicConv, LightweightConv
 from edgeseq.modules.embedding import TokenEmbedding
 from edgeseq.modules.exits import ExitHeads
-from edgeseq.modules.predictors import DepthPredictor, HaltingUnits, SentenceDepth, TokenDepth
+from edgeseq.modules.predictors import CertaintyUnits, DepthPredictor, HaltingUnits, SentenceDepth, TokenDepth
 
 __all__ = [
+    "CertaintyUnits",
     "ConvolutionUnit",
     "CrossAttention",
     "DecoderBlock",

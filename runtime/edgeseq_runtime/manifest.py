@@ -146,24 +146,41 @@ _POLICY = f"^([1-9][0-9]*|{_PREDICTOR}(:{_THRESHOLDS})?)$"
 RESERVED_NAMES: Final = frozenset({"full", "adaptive", "confidence"})
 """Policies that are no predictor's."""
 
-PredictorKind = Literal["halting", "multinomial", "sequence"]
+PredictorKind = Literal["halting", "certainty", "multinomial", "sequence"]
+
+THRESHOLD_KINDS: Final = frozenset({"halting", "certainty"})
+"""Predictors that are asked after each block and compared with a threshold."""
 
 
 class PredictorEntry(_Record):
-    """One depth predictor, whose weights NAME.weight (rows, d) and NAME.bias (rows,) the bundle holds.
+    """One depth predictor, whose weights the bundle holds.
 
     Attributes:
         name: What users call it in a depth policy.
-        kind: Halting units; or a classifier over depths, of each token after block 1 (multinomial)
-            or of each sentence before its first token (sequence).
-        rows: Units: 1 for all blocks or one per block below N; of classifiers one per depth.
+        kind: Units that read the exit state (halting) or how certain the exit is (certainty); or a
+            classifier over depths, of each token after block 1 (multinomial) or of each sentence
+            before its first token (sequence).
+        rows: Units: one per block below N, or 1 for all blocks (halting); of classifiers one per depth.
+        hidden_dim: Width of the hidden layer of certainty units; 0 where there is none.
         training: What it was trained to tell, in words.
     """
 
     name: Annotated[str, Field(pattern=f"^{_PREDICTOR}$")]
     kind: PredictorKind
     rows: PositiveInt
+    hidden_dim: CountInt = 0
     training: str
+
+    def tensor_shapes(self, dim: int) -> dict[str, tuple[int, ...]]:
+        """Names and shapes of its weights, of a model of width ``dim``."""
+        if self.kind == "certainty":
+            return {
+                f"{self.name}.expand_weight": (self.rows, self.hidden_dim, 2),
+                f"{self.name}.expand_bias": (self.rows, self.hidden_dim),
+                f"{self.name}.contract_weight": (self.rows, self.hidden_dim),
+                f"{self.name}.contract_bias": (self.rows,),
+            }
+        return {f"{self.name}.weight": (self.rows, dim), f"{self.name}.bias": (self.rows,)}
 
     @field_validator("name")
     @classmethod
@@ -306,7 +323,7 @@ class Manifest(_Record):
         if self.predictors and blocks == 1:
             raise ValueError("there are predictors, but one decoder block leaves nothing to decide")
         for entry in self.predictors:
-            allowed = {1, blocks - 1} if entry.kind == "halting" else {blocks}
+            allowed = {"halting": {1, blocks - 1}, "certainty": {blocks - 1}}.get(entry.kind, {blocks})
             if entry.rows not in allowed:
                 expected = " or ".join(map(str, sorted(allowed)))
                 raise ValueError(f"predictor {entry.name!r} ({entry.kind}) has {entry.rows} rows, expected {expected}")
