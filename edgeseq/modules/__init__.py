@@ -1,10 +1,11 @@
 """The building blocks: operators and layers that take plain arguments and never see a configuration."""
 
-from edgeseq.modules.attention import CrossAttention
+from edgeseq.modules.attention import CrossAttention, SelfAttention
 from edgeseq.modules.blocks import ConvolutionUnit, DecoderBlock, EncoderBlock, FeedForward, ResidualNorm
 from edgeseq.modules.convolution import DynamicConv, LightweightConv
 from edgeseq.modules.embedding import TokenEmbedding
 from edgeseq.modules.exits import ExitHeads, HaltingUnits
+from edgeseq.modules.mixing import TokenMixer
 
 __all__ = [
     "ConvolutionUnit",
@@ -17,5 +18,7 @@ __all__ = [
     "HaltingUnits",
     "LightweightConv",
     "ResidualNorm",
+    "SelfAttention",
     "TokenEmbedding",
+    "TokenMixer",
 ]

@@ -130,7 +130,7 @@ def _prepare_corpus(config: RunConfig, tokenizer: Tokenizer, run: Path, split: s
 
 def _phases(config: RunConfig) -> Iterator[Phase]:
     training, halting = config.training, config.halting
-    weights = exit_weights(training.exit_weights, len(config.model.decoder.kernel_sizes))
+    weights = exit_weights(training.exit_weights, len(config.model.decoder.reaches))
     aligned = AlignedExits(weights, training.exits == "sampled", training.label_smoothing)
     yield Phase("aligned", aligned, training)
     if config.model.halting != "none":

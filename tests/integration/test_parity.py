@@ -67,7 +67,7 @@ def perturb(graph: onnx.ModelProto, weight: Tensor | None = None, share: float =
 def in_projection(part: GraphPart) -> Tensor:
     """The weight of a block's in-projection, as its graph stores it."""
     assert isinstance(part.module, BlockGraph)
-    return part.module.block.convolution_unit.in_projection.weight.T
+    return part.module.block.mixer.in_projection.weight.T
 
 
 def test_every_graph_equals_its_module_and_the_manifest_says_so(loaded: Bundle) -> None:
@@ -126,7 +126,7 @@ def test_a_graph_that_leaves_its_taps_in_order_is_refused(
         (index, node) for index, node in enumerate(graph.graph.node) if node.op_type == "GatherElements"
     )
     assert node.input[1] == "tap_places"
-    kernel_size = loaded.manifest.model.decoder_kernel_sizes[2]
+    kernel_size = loaded.manifest.model.decoder_reaches[2]
     graph.graph.initializer.append(numpy_helper.from_array(np.arange(kernel_size), "as_they_are"))
     graph.graph.node.insert(index, onnx.helper.make_node("Expand", ["as_they_are", "shape"], ["in_order"]))
     graph.graph.node.insert(index, onnx.helper.make_node("Shape", ["tap_places"], ["shape"]))

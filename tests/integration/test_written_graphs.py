@@ -35,13 +35,23 @@ def stacks(encoder: list[int], decoder: list[int], heads: int = 2, **changes: An
     }
 
 
+def attention(*windows: int, **changes: Any) -> StackConfig:
+    """A stack of self-attention blocks."""
+    return StackConfig(mixer="attention", windows=list(windows), feed_forward_dim=12, **changes)
+
+
+def convolution(*kernel_sizes: int) -> StackConfig:
+    """A stack of dynamic convolutions."""
+    return StackConfig(kernel_sizes=list(kernel_sizes), convolution_heads=4, feed_forward_dim=12)
+
+
 VARIANTS: dict[str, dict[str, Any]] = {
     "plain": {},
     "post-norm": {"norm": "post"},
-    "lightweight": stacks([3, 5], [3, 1, 5, 4], convolution="lightweight"),
+    "lightweight": stacks([3, 5], [3, 1, 5, 4], mixer="lightweight"),
     "gated": stacks([3, 5], [3, 2, 5, 4], glu=True),
     "lightweight, gated, post-norm": {
-        **stacks([1, 3], [2, 4, 1], convolution="lightweight", glu=True),
+        **stacks([1, 3], [2, 4, 1], mixer="lightweight", glu=True),
         "norm": "post",
     },
     "untied": {**stacks([3, 5], [3, 2, 5, 4]), "head": "untied", "tied_embeddings": False, "halting": "shared"},
@@ -50,6 +60,22 @@ VARIANTS: dict[str, dict[str, Any]] = {
     "one head of each kind": {**stacks([3, 5], [3, 1, 5], heads=1), "attention_heads": 1},
     "a head per channel": {**stacks([3], [4, 3], heads=8), "attention_heads": 8},
     "one block": {**stacks([3], [3]), "halting": "none"},
+    "attention": {"encoder": attention(0, 0), "decoder": attention(0, 0, 0, 0)},
+    "attention in windows": {"encoder": attention(3, 5), "decoder": attention(3, 1, 5, 16)},
+    "attention in windows and without, post-norm": {
+        "encoder": attention(0, 7, 0),
+        "decoder": attention(4, 0, 40),
+        "norm": "post",
+    },
+    "attention encoder, convolution decoder": {"encoder": attention(0, 3), "decoder": convolution(3, 1, 4)},
+    "convolution encoder, attention decoder, untied": {
+        "encoder": convolution(3, 5),
+        "decoder": attention(0, 2, 0),
+        "head": "untied",
+        "tied_embeddings": False,
+        "halting": "shared",
+    },
+    "attention of one head": {"encoder": attention(0), "decoder": attention(0, 3), "attention_heads": 1},
 }
 
 

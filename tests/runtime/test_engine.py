@@ -24,10 +24,19 @@ TOLERANCE = 1e-4  # of logits with a spread of about 5, after 60 steps in float3
 MODELS: dict[str, dict[str, object]] = {
     "pre-norm, tied, gated": {},
     "post-norm, untied, not gated": {"norm": "post", "head": "untied", "glu": False},
-    "lightweight": {"convolution": "lightweight"},
-    "one wide block above, none between": {"decoder_kernel_sizes": [1, 1, 40]},
-    "upper blocks without history": {"decoder_kernel_sizes": [5, 1, 1]},
-    "a single block": {"decoder_kernel_sizes": [3], "halting": "none", "operating_point": None},
+    "lightweight": {"mixer": "lightweight"},
+    "one wide block above, none between": {"decoder_reaches": [1, 1, 40]},
+    "upper blocks without history": {"decoder_reaches": [5, 1, 1]},
+    "attention": {"mixer": "attention", "glu": False, "decoder_reaches": [0, 0, 0, 0]},
+    "attention in windows, post-norm, untied": {
+        "mixer": "attention",
+        "glu": False,
+        "decoder_reaches": [3, 5, 1, 7],
+        "norm": "post",
+        "head": "untied",
+    },
+    "attention in windows and without": {"mixer": "attention", "glu": False, "decoder_reaches": [6, 0, 40]},
+    "a single block": {"decoder_reaches": [3], "halting": "none", "operating_point": None},
 }
 
 
@@ -86,7 +95,7 @@ def plain(tmp_path_factory: pytest.TempPathFactory) -> Case:
 
 def returns_after_long_absence(facts: ModelFacts, depths: np.ndarray) -> bool:
     """Whether some row enters block N after more than K_N - 1 tokens without it."""
-    deepest, reach = facts.decoder_blocks, facts.decoder_kernel_sizes[-1] - 1
+    deepest, reach = facts.decoder_blocks, facts.decoder_reaches[-1] - 1
     return any((np.diff(np.flatnonzero(row == deepest)) > reach + 1).any() for row in depths.T)
 
 
@@ -567,6 +576,6 @@ def test_threads_out_of_range_are_refused(plain: Case) -> None:
 
 
 def test_graph_of_another_model_is_refused_by_name(plain: Case) -> None:
-    other = tiny_facts(decoder_kernel_sizes=[3, 5, 1, 9])
+    other = tiny_facts(decoder_reaches=[3, 5, 1, 9])
     with pytest.raises(BundleError, match=r"block_4\.onnx is not the graph the manifest declares"):
         Engine(plain.folder, other, device="cpu")

@@ -48,12 +48,12 @@ def count_by_hand(model: ModelFacts, source: int, depths: list[int], units: tupl
     entered: set[int] = set()
     for depth in depths:
         for block in range(depth):
-            taps = model.decoder_kernel_sizes[block]
+            taps = model.decoder_reaches[block]
             if block not in entered:
                 entered.add(block)
                 cross += 2 * (2 * source * d * d)
             blocks += column
-            if model.convolution == "dynamic":
+            if model.mixer == "dynamic":
                 blocks += 2 * d * heads * taps
             blocks += heads * 2 * taps * (d // heads)
             blocks += 2 * d * d
@@ -63,7 +63,7 @@ def count_by_hand(model: ModelFacts, source: int, depths: list[int], units: tupl
             if block + 1 in units:
                 asked += 2 * d
         head += 2 * d * model.vocab_size
-    backfill = column * sum(simulate_lazy_backfill(model.decoder_kernel_sizes, depths))
+    backfill = column * sum(simulate_lazy_backfill(model.decoder_reaches, depths))
     return DecoderFlops(blocks, cross, backfill, asked, head)
 
 

@@ -72,7 +72,7 @@ def test_what_is_no_manifest_of_this_version_is_refused(content: bytes, message:
 def test_all_mistakes_are_reported_at_once(data: bytes) -> None:
     def change(content: dict[str, Any]) -> None:
         content["model"]["dim"] = "16"
-        content["model"]["convolution"] = "depthwise"
+        content["model"]["mixer"] = "depthwise"
         content["graphs"][0]["size"] = -1
         content["surprise"] = 1
         del content["provenance"]
@@ -82,7 +82,7 @@ def test_all_mistakes_are_reported_at_once(data: bytes) -> None:
     message = str(error.value)
     assert message.startswith("m.json is not valid (5 problems):\n")
     assert "  model.dim: Input should be a valid integer" in message
-    assert "  model.convolution: Input should be 'lightweight' or 'dynamic'" in message
+    assert "  model.mixer: Input should be 'dynamic', 'lightweight' or 'attention'" in message
     assert "  graphs.0.size: Input should be greater than 0" in message
     assert "  surprise: Extra inputs are not permitted" in message
     assert "  provenance: Field required" in message
@@ -116,7 +116,7 @@ def set_value(*path: str | int, value: object) -> Change:
         (set_value("files", 0, "file", value="manifest.json"), "'manifest.json' is listed more than"),
         (set_value("model", "vocab_size", value=61), "has 60 pieces, but the model's vocab_size is 61"),
         (set_value("model", "heads", value=3), "dim 16 is not a multiple of heads 3"),
-        (set_value("model", "decoder_kernel_sizes", value=[3]), "one decoder block leaves nothing"),
+        (set_value("model", "decoder_reaches", value=[3]), "one decoder block leaves nothing"),
         (set_value("model", "halting", value="none"), "expected ['tokenizer']"),
         (set_value("tokenizer", "pad_id", value=1), "tokenizer.pad_id: Input should be 0"),
         (set_value("operating_points", 0, "policy", value="adaptive"), "operating_points.0.policy"),

@@ -36,7 +36,7 @@ class Simulation:
     def __init__(self, layout: Layout, rows: int) -> None:
         self.layout = layout
         self.positions = [0] * rows
-        blocks = layout.kernel_sizes
+        blocks = layout.ring_sizes
         self.filled = [[0] * rows for _ in blocks]
         self.states: dict[int, tuple[int, int]] = {}
         self.columns: list[dict[int, tuple[int, int, int]]] = [{} for _ in blocks]
@@ -58,7 +58,7 @@ class Simulation:
         own = places.own_cells[:, 0].tolist()
         assert len(set(own)) == rows
         self.states.update(zip(own, enumerate(self.positions), strict=True))
-        for block, kernel_size in enumerate(self.layout.kernel_sizes, start=1):
+        for block, kernel_size in enumerate(self.layout.ring_sizes, start=1):
             going = np.array([depths[row] >= block for row in places.active])
             if not going.any():
                 break
@@ -122,7 +122,7 @@ def check_form(indices: Indices) -> None:
 
 def layout_of(kernel_sizes: list[int]) -> Layout:
     halting = "none" if len(kernel_sizes) == 1 else "per_block"
-    return Layout(tiny_facts(decoder_kernel_sizes=kernel_sizes, convolution_heads=HEADS, halting=halting))
+    return Layout(tiny_facts(decoder_reaches=kernel_sizes, convolution_heads=HEADS, halting=halting))
 
 
 def simulate(layout: Layout, seed: int) -> Simulation:
@@ -134,7 +134,7 @@ def simulate(layout: Layout, seed: int) -> Simulation:
     for _ in range(40):
         for row in np.flatnonzero(generator.random(rows) < 0.05).tolist():
             simulation.begin_anew(row)
-        depths = generator.integers(1, len(layout.kernel_sizes) + 1, rows)
+        depths = generator.integers(1, len(layout.ring_sizes) + 1, rows)
         depths[generator.random(rows) < shallow] = 1
         simulation.step(depths.tolist())
     return simulation
@@ -159,7 +159,7 @@ def test_columns_are_made_late_in_the_simulation() -> None:
 
 def test_long_absence_is_caught_up_with_as_far_as_the_convolution_reaches() -> None:
     """By hand: K = 3, two heads, reach 5; position 9 with columns up to 1 needs those of 7 and 8."""
-    layout = Layout(tiny_facts(decoder_kernel_sizes=[5, 3], convolution_heads=2))
+    layout = Layout(tiny_facts(decoder_reaches=[5, 3], convolution_heads=2))
     places = StepPlaces(layout, np.array([4, 9]))
     places.narrow(np.array([1]))
     indices = places.block_indices(3, np.array([0, 2]))

@@ -67,7 +67,7 @@ def test_blocks_differ_in_their_taps_alone() -> None:
         assert graphs[f"block_{n}.onnx"].outputs == first.outputs
 
 
-@pytest.mark.parametrize("changes", [{}, {"head": "untied", "decoder_kernel_sizes": [1, 9]}])
+@pytest.mark.parametrize("changes", [{}, {"head": "untied", "decoder_reaches": [1, 9]}])
 def test_state_comes_out_as_it_went_in(changes: dict[str, object]) -> None:
     """The engine binds an input X and an output next_X to the same memory."""
     found = 0
@@ -78,7 +78,7 @@ def test_state_comes_out_as_it_went_in(changes: dict[str, object]) -> None:
                 found += 1
                 state = inputs[tensor.name.removeprefix("next_")]
                 assert (tensor.shape, tensor.dtype) == (state.shape, state.dtype)
-    assert found == 1 + 3 * len(tiny_facts(**changes).decoder_kernel_sizes)
+    assert found == 1 + 3 * len(tiny_facts(**changes).decoder_reaches)
 
 
 @pytest.mark.parametrize("role", ["encoder", "embed", "cross", "block", "head"])

@@ -11,7 +11,7 @@ from edgeseq_runtime.state import BlockState, DecoderState, padded_length
 from tiny_bundle import tiny_facts
 
 DIM, HEADS = 4, 2
-LAYOUT = Layout(tiny_facts(dim=DIM, convolution_heads=HEADS, decoder_kernel_sizes=[3, 5, 1, 4]))
+LAYOUT = Layout(tiny_facts(dim=DIM, convolution_heads=HEADS, decoder_reaches=[3, 5, 1, 4]))
 LONGEST = 18
 
 
@@ -31,7 +31,7 @@ class Row:
         self.length = length
         self.position = 0
         self.states: list[np.ndarray] = []
-        self.columns: list[dict[int, np.ndarray]] = [{} for _ in LAYOUT.kernel_sizes]
+        self.columns: list[dict[int, np.ndarray]] = [{} for _ in LAYOUT.ring_sizes]
 
     def copy(self) -> "Row":
         twin = Row(self.sentence, self.length)
@@ -43,7 +43,7 @@ class Row:
     def window(self, block: int) -> np.ndarray:
         """The columns that the block's taps read, oldest first: (K, d)."""
         zero = np.zeros(DIM, dtype=np.float32)
-        first = self.position - LAYOUT.kernel_sizes[block] + 1
+        first = self.position - LAYOUT.ring_sizes[block] + 1
         return np.stack([self.columns[block].get(p, zero) for p in range(first, self.position + 1)])
 
 
@@ -76,7 +76,7 @@ def step(state: DecoderState, rows: list[Row], generator: np.random.Generator) -
     state.states[places.own_cells[:, 0]] = vectors
     for row, vector in zip(rows, vectors, strict=True):
         row.states.append(vector)
-    for block, (past, kernel_size) in enumerate(zip(state.blocks, LAYOUT.kernel_sizes, strict=True)):
+    for block, (past, kernel_size) in enumerate(zip(state.blocks, LAYOUT.ring_sizes, strict=True)):
         if block:
             going = generator.random(len(places.active)) < 0.5
             if not going.any():
@@ -99,17 +99,17 @@ def step(state: DecoderState, rows: list[Row], generator: np.random.Generator) -
 
 def run_block(state: DecoderState, block: int, places: StepPlaces) -> np.ndarray:
     """Write the columns that a block's graph writes; give the order of its taps."""
-    past, kernel_size = state.blocks[block], LAYOUT.kernel_sizes[block]
+    past, kernel_size = state.blocks[block], LAYOUT.ring_sizes[block]
     indices = places.block_indices(kernel_size, past.filled)
     columns = column_of(state.states[indices["read_cells"]]).reshape(-1, DIM // HEADS)
-    past.columns[indices["written_columns"][:, 0]] = columns
+    past.tensors["columns"][indices["written_columns"][:, 0]] = columns
     past.filled[places.active] = places.positions + 1
     return indices["tap_places"]
 
 
 def read_ring(past: BlockState, row: int, taps: np.ndarray) -> np.ndarray:
     """A row's ring in the order of its taps, (H, K): (K, d)."""
-    rings = past.columns.reshape(len(past.filled), *taps.shape, -1)
+    rings = past.tensors["columns"].reshape(len(past.filled), *taps.shape, -1)
     in_order = np.take_along_axis(rings[row], np.argsort(taps, axis=1)[..., None], axis=1)
     return in_order.transpose(1, 0, 2).reshape(taps.shape[1], DIM)
 
@@ -282,7 +282,7 @@ def test_adopted_rows_start_anew_and_the_others_go_on(entered: bool) -> None:
     state.positions[:] = 5
     for each, value in ((state, True), (other, entered)):
         for past in each.blocks:
-            past.columns[:] = 1
+            past.tensors["columns"][:] = 1
             past.filled[:] = 5
             past.entered[:] = past.all_entered = value
             past.cross = cross_of(each) if value else None
@@ -294,8 +294,8 @@ def test_adopted_rows_start_anew_and_the_others_go_on(entered: bool) -> None:
         assert past.filled.tolist() == [5, 0, 0]
         assert past.entered.tolist() == [True, entered, entered]
         assert past.all_entered == entered
-        assert past.columns.reshape(3, -1).min(axis=1).tolist() == [1, 0, 0]
-        assert past.columns.reshape(3, -1).max(axis=1).tolist() == [1, 0, 0]
+        assert past.tensors["columns"].reshape(3, -1).min(axis=1).tolist() == [1, 0, 0]
+        assert past.tensors["columns"].reshape(3, -1).max(axis=1).tolist() == [1, 0, 0]
         assert past.cross is not None
         assert past.cross[0][:, 0, 0, 0].tolist() == ([1, 5, 4] if entered else [1, 2, 3])
 
@@ -337,7 +337,7 @@ def test_arrays_stay_contiguous() -> None:
         change()
         arrays = [state.states, state.exit_states, state.memory, state.source_bias]
         for past in state.blocks:
-            arrays += [past.columns, *(past.cross or ())]
+            arrays += [past.tensors["columns"], *(past.cross or ())]
         for array in arrays:
             assert array.flags.c_contiguous
             assert array.dtype == np.float32
