@@ -16,7 +16,7 @@ from edgeseq.modules.dropout import dropout as apply_dropout
 class _Attention(nn.Module):
     """The four projections, and the mixing of values by the scores of queries and keys."""
 
-    def __init__(self, dim: int, heads: int, dropout: float) -> None:
+    def __init__(self, dim: int, heads: int, dropout: float, key_bias: bool) -> None:
         super().__init__()
         if dim % heads:
             raise ValueError(f"dim {dim} is not a multiple of heads {heads}; every head needs as many channels")
@@ -24,7 +24,7 @@ class _Attention(nn.Module):
         self.heads = heads
         self.dropout = dropout
         self.query_projection = nn.Linear(dim, dim)
-        self.key_projection = nn.Linear(dim, dim)
+        self.key_projection = nn.Linear(dim, dim, bias=key_bias)
         self.value_projection = nn.Linear(dim, dim)
         self.output_projection = nn.Linear(dim, dim)
         self.scale = (dim // heads) ** -0.5
@@ -57,7 +57,7 @@ class CrossAttention(_Attention):
         Raises:
             ValueError: dim is not a multiple of heads.
         """
-        super().__init__(dim, heads, dropout)
+        super().__init__(dim, heads, dropout, key_bias=True)
 
     def project(self, memory: Tensor) -> tuple[Tensor, Tensor]:
         """Computes what every step reads.
@@ -118,7 +118,8 @@ class SelfAttention(_Attention):
         Raises:
             ValueError: an argument is out of range.
         """
-        super().__init__(dim, heads, dropout)
+        # A bias would add the same to all scores of a query, which the softmax takes away again.
+        super().__init__(dim, heads, dropout, key_bias=False)
         if window < 0:
             raise ValueError(f"window {window} is negative; 0 stands for all positions")
         if not causal and window and window % 2 == 0:

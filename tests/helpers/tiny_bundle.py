@@ -124,7 +124,7 @@ def _config(facts: ModelFacts) -> ModelConfig:
     return ModelConfig(
         dim=facts.dim,
         attention_heads=facts.heads,
-        encoder=stack([3] * facts.encoder_blocks),
+        encoder=stack([0 if facts.mixer == "attention" else 3] * facts.encoder_blocks),
         decoder=stack(facts.decoder_reaches),
         norm=facts.norm,
         head=facts.head,

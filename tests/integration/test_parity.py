@@ -28,6 +28,7 @@ from edgeseq_runtime.places import Layout
 from edgeseq_runtime.policy import HaltingUnits
 from edgeseq_runtime.sinusoids import Sinusoids
 from edgeseq_runtime.tokenizer import EOS_ID
+from graph_checks import late_reads
 
 ONE_OF_EACH_KIND = ["encoder.onnx", "embed.onnx", "cross_2.onnx", "block_3.onnx", "head.onnx"]
 
@@ -154,23 +155,6 @@ def test_graphs_carry_no_paths_and_the_promised_versions(bundle: Path, loaded: B
         graph = onnx.load(bundle / entry.file)
         assert {opset.domain: opset.version for opset in graph.opset_import} == {"": OPSET}
         assert graph.ir_version == IR_VERSION
-
-
-def late_reads(graph: onnx.GraphProto) -> list[str]:
-    """Nodes that read an input X but are not needed to make next_X: in place, they might read what replaced X."""
-    makers = {output: node for node in graph.node for output in node.output}
-    late = []
-    for output in graph.output:
-        state = output.name.removeprefix("next_")
-        needed: set[str] = set()
-        pending = [output.name]
-        while pending:
-            node = makers.get(pending.pop())
-            if node is not None and node.name not in needed:
-                needed.add(node.name)
-                pending += node.input
-        late += [node.name for node in graph.node if state in node.input and node.name not in needed]
-    return late
 
 
 def test_no_graph_reads_state_that_it_has_replaced(bundle: Path, loaded: Bundle) -> None:
