@@ -126,6 +126,10 @@ class ModelConfig(_Table):
         ):
             if self.dim % heads:
                 raise ValueError(f"dim = {self.dim} is not a multiple of {name} = {heads}")
+        return self
+
+    @model_validator(mode="after")
+    def _check_reaches(self) -> Self:
         for size in self.encoder.kernel_sizes:
             if size < 1 or size % 2 == 0:
                 raise ValueError(f"encoder.kernel_sizes holds {size}; a centred convolution needs odd numbers")

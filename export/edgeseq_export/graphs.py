@@ -113,6 +113,7 @@ class ConvolutionBlockGraph(BlockGraph):
 
     def past(self, rings: list[Tensor], places: Tensor, own_places: Tensor) -> tuple[Tensor, ...]:
         """The columns of the last K - 1 positions, in the order of their taps, (n, K - 1, D)."""
+        del own_places  # the taps' own order says where the newest column goes
         (ring,) = rings
         return (_in_order(ring, places.argsort(-1))[:, :-1],)
 

@@ -55,9 +55,10 @@ def decoder_flops(
     Per visit of block n: ``column + taps + 2 K_n d + 2 d^2`` for a convolution, where ``column`` is
     :func:`column_flops` and ``taps`` is ``2 d H K_n`` if it is dynamic and 0 if lightweight, or
     ``column + 4 d^2 + 4 t d`` for self-attention (query, output; scores, mix); ``4 d^2 + 4 S d``
-    for attention over the source; ``4 d f`` for the feed-forward layer. The sentence's first visit of a block adds ``4 S d^2`` for keys and values.
-    Each backfilled column costs ``column``, each halting unit asked ``2 d``, each token's exit head
-    ``2 V d``. Untied heads cost the same: one of them runs per token.
+    for attention over the source; ``4 d f`` for the feed-forward layer. The sentence's first visit
+    of a block adds ``4 S d^2`` for keys and values of the source. Each backfilled column costs
+    ``column``, each halting unit asked ``2 d``, each token's exit head ``2 V d``. Untied heads cost
+    the same: one of them runs per token.
 
     Args:
         model: Facts of the model.

@@ -13,6 +13,7 @@ from onnx import numpy_helper
 from torch import Tensor
 
 from edgeseq.models import Seq2Seq
+from edgeseq.modules import ConvolutionUnit
 from edgeseq.modules.embedding import sinusoid
 from edgeseq.training.run import load_run
 from edgeseq_export import ExportError, bundle_writer, export_run
@@ -21,7 +22,7 @@ from edgeseq_export.graph_writer import IR_VERSION, OPSET
 from edgeseq_export.graphs import BlockGraph, GraphPart, split_model
 from edgeseq_export.onnx_graphs import write_graph
 from edgeseq_export.parity import TOLERANCE, compare_graph, failed_rows
-from edgeseq_runtime.arrays import IntArray
+from edgeseq_runtime.arrays import AnyArray, IntArray
 from edgeseq_runtime.bundle import Bundle, load_bundle
 from edgeseq_runtime.engine import Engine
 from edgeseq_runtime.places import Layout
@@ -68,7 +69,9 @@ def perturb(graph: onnx.ModelProto, weight: Tensor | None = None, share: float =
 def in_projection(part: GraphPart) -> Tensor:
     """The weight of a block's in-projection, as its graph stores it."""
     assert isinstance(part.module, BlockGraph)
-    return part.module.block.mixer.in_projection.weight.T
+    unit = part.module.block.mixer
+    assert isinstance(unit, ConvolutionUnit)
+    return unit.in_projection.weight.T
 
 
 def test_every_graph_equals_its_module_and_the_manifest_says_so(loaded: Bundle) -> None:
@@ -229,7 +232,7 @@ class Misplacing(Layout):
 class Backward(Layout):
     """Has the first tap read the newest column, and the last the oldest."""
 
-    def rings(self, kernel_size: int, positions: IntArray) -> tuple[IntArray, IntArray]:
+    def rings(self, kernel_size: int, positions: IntArray) -> tuple[IntArray, AnyArray]:
         cells, taps = super().rings(kernel_size, positions)
         return cells, kernel_size - 1 - taps
 

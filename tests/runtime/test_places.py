@@ -145,7 +145,7 @@ class Simulation:
             newest = self.positions[row]
             for head in range(HEADS):
                 first = (row * HEADS + head) * size
-                read = [self.columns[block].get(first + place) for place in np.flatnonzero(bias[index] == 0)]
+                read = [self.columns[block].get(first + place) for place in np.flatnonzero(bias[index] == 0).tolist()]
                 expected = [
                     (row, head, position) for position in range(max(0, newest - self.reaches[block] + 1), newest + 1)
                 ]

@@ -255,7 +255,7 @@ def keep(kind: type[DecoderState | BlockState], method: str, name: str, monkeypa
     def select(self: DecoderState | BlockState, rows: np.ndarray) -> None:
         before = getattr(self, name)
         original(self, rows)
-        if isinstance(before, dict):
+        if isinstance(self, BlockState) and name == "tensors":
             self.tensors = {key: np.resize(tensor, self.tensors[key].shape) for key, tensor in before.items()}
         elif isinstance(before, np.ndarray):
             setattr(self, name, np.resize(before, getattr(self, name).shape))

@@ -2,6 +2,7 @@
 
 import math
 from collections.abc import Callable, Sequence
+from functools import partial
 
 import pytest
 import torch
@@ -39,11 +40,12 @@ def make_attention(window: int, *, causal: bool) -> SelfAttention:
     return SelfAttention(DIM, HEADS, window, causal)
 
 
+SIZES = (1, 4, TIME, TIME + 3)
 MIXERS: dict[str, Callable[[], TokenMixer]] = {
-    **{f"K = {size}": lambda size=size: make_unit(causal=True, kernel_size=size) for size in (1, 4, TIME, TIME + 3)},
-    "K = 4, gated": lambda: make_unit(causal=True, glu=True),
-    **{f"W = {size}": lambda size=size: make_attention(size, causal=True) for size in (1, 4, TIME, TIME + 3)},
-    "all positions": lambda: make_attention(0, causal=True),
+    **{f"K = {size}": partial(make_unit, causal=True, kernel_size=size) for size in SIZES},
+    "K = 4, gated": partial(make_unit, causal=True, glu=True),
+    **{f"W = {size}": partial(make_attention, size, causal=True) for size in SIZES},
+    "all positions": partial(make_attention, 0, causal=True),
 }
 every_mixer = pytest.mark.parametrize("mixer", MIXERS)
 one_of_each_kind = pytest.mark.parametrize("mixer", ["K = 4", "K = 4, gated", "W = 4", "all positions"])
@@ -58,9 +60,9 @@ def make_decoder_block(norm: NormPlacement, mixer: str = "K = 4") -> DecoderBloc
 
 
 ENCODER_MIXERS: dict[str, Callable[[], TokenMixer]] = {
-    "K = 5": lambda: make_unit(causal=False, kernel_size=5),
-    "W = 5": lambda: make_attention(5, causal=False),
-    "all positions": lambda: make_attention(0, causal=False),
+    "K = 5": partial(make_unit, causal=False, kernel_size=5),
+    "W = 5": partial(make_attention, 5, causal=False),
+    "all positions": partial(make_attention, 0, causal=False),
 }
 
 

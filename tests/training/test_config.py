@@ -166,8 +166,10 @@ def test_types_are_not_guessed(tmp_path: Path, value: object) -> None:
         ({"model.decoder": {**ATTENTION, "windows": [0, -2]}}, "decoder.windows holds -2; expected positive numbers"),
         (
             {"model.decoder": {**ATTENTION, "kernel_sizes": [3, 3]}},
-            "model.decoder: kernel_sizes do not belong to mixer = 'attention', which has windows; "
-            "mixer = 'attention' needs windows, a number for each block",
+            (
+                "model.decoder: kernel_sizes do not belong to mixer = 'attention', which has windows; "
+                "mixer = 'attention' needs windows, a number for each block"
+            ),
         ),
         (
             {"model.decoder": {"kernel_sizes": [3, 3], "windows": [0, 0]}},

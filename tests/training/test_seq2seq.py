@@ -1,6 +1,7 @@
 """The decoder with tokens that stopped early, against a decoder that moves token by token."""
 
 import dataclasses
+from typing import Any
 
 import pytest
 import torch
@@ -21,7 +22,7 @@ BLOCKS = len(DECODER_KERNEL_SIZES)
 TOLERANCE = 1e-6
 CLEARLY = 1e-3
 
-ATTENTION = {
+ATTENTION: dict[str, Any] = {
     "encoder": StackConfig(mixer="attention", windows=[0, 3], feed_forward_dim=12),
     "decoder": StackConfig(mixer="attention", windows=[3, 0, 1, 5], feed_forward_dim=12),
 }
