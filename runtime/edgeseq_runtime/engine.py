@@ -6,7 +6,7 @@ on; each row's exit state then goes through its exit head.
 
 A row that stops leaves its last state to be copied upward. When it later enters a block it had
 skipped, the same call makes the missing columns from the copied states first, and only those that
-the convolution can still reach (lazy bounded backfill). This equals making them at once, exactly:
+it can still reach (lazy bounded backfill). This equals making them at once, exactly:
 a column depends on its own copied state only.
 
 The graphs read and write the state in place, through indices; see ``places`` and ``signatures``.
@@ -147,7 +147,9 @@ class Engine:
         if parents is not None:
             state.select(parents)
         self._check_step(state, tokens, depths)
-        places = StepPlaces(self._layout, state.positions)
+        if state.layout.grows:
+            state.fit_rings()
+        places = StepPlaces(state.layout, state.positions)
         feed: dict[str, AnyArray] = {
             "tokens": np.ascontiguousarray(tokens),
             "position_vectors": self._sinusoids.take(state.positions),
@@ -236,10 +238,10 @@ class Engine:
         past = state.blocks[block - 1]
         if past.cross is None or not past.all_entered:
             past.cross = self._enter(state, block, places.active)
-        indices = places.block_indices(self._layout.kernel_sizes[block - 1], past.filled)
+        indices = places.block_indices(state.layout.ring_sizes[block - 1], past.filled)
         key, value = past.cross
         self._bound(state, "block", block).run(
-            {"states": state.states, "exit_states": state.exit_states, "columns": past.columns},
+            {"states": state.states, "exit_states": state.exit_states, **past.tensors},
             {"cross_key": key, "cross_value": value, "source_bias": state.source_bias, **indices},
         )
         past.filled[places.active] = places.next_positions
