@@ -56,7 +56,11 @@ class Step:
 
 
 class Engine:
-    """A bundle's graphs on a device. May be shared by threads: state lives in DecoderState."""
+    """A bundle's graphs on a device. May be shared by threads: state lives in DecoderState.
+
+    Attributes:
+        full_depth: Number of decoder blocks.
+    """
 
     def __init__(self, folder: Path, model: ModelFacts, device: str = "auto", threads: int = 1) -> None:
         """Create the sessions.
@@ -80,7 +84,7 @@ class Engine:
         self._layout = Layout(model)
         self._encoded = itertools.count()
         self._sinusoids = Sinusoids(model.dim)
-        self._depth = model.decoder_blocks
+        self.full_depth = model.decoder_blocks
         self._tied = model.head == "tied"
 
     def encode(self, sources: Sequence[Sequence[int]], policy: DepthPolicy) -> DecoderState:
@@ -170,8 +174,10 @@ class Engine:
         for name, array in (("tokens", tokens), ("depths", depths)):
             if array is not None and array.shape != (state.rows,):
                 raise InputError(f"{name} has the shape {array.shape}, expected ({state.rows},)")
-        if depths is not None and not ((depths >= 0) & (depths <= self._depth)).all():
-            raise InputError(f"depths are {depths.tolist()}, expected 1 to {self._depth}, or 0 for the policy's choice")
+        if depths is not None and not ((depths >= 0) & (depths <= self.full_depth)).all():
+            raise InputError(
+                f"depths are {depths.tolist()}, expected 1 to {self.full_depth}, or 0 for the policy's choice"
+            )
 
     def _encode_by_length(self, sources: Sequence[Sequence[int]], lengths: IntArray, padded: IntArray) -> FloatArray:
         """Run the encoder on sentences of one padded length at a time.
@@ -208,10 +214,10 @@ class Engine:
             limits = np.where(free, limits, depths)
         heads = StepLogits(state.exit_states, self._classify, tied=self._tied)
         visits = []
-        for block in range(1, self._depth + 1):
+        for block in range(1, self.full_depth + 1):
             self._run_block(state, block, places)
             visits.append(places.active)
-            if block == self._depth:
+            if block == self.full_depth:
                 break
             logits = None
             if policy.decides(block) and (free is None or free.any()):
