@@ -55,7 +55,8 @@ def propose(scale: tuple[float, ...] = (1.0, 1.0, 1.0), draws: int = 2000, kept:
 
 @given(st.lists(st.floats(0, 1, width=32), min_size=BLOCKS - 1, max_size=BLOCKS - 1))
 def test_an_estimate_is_what_each_token_would_do(thresholds: list[float]) -> None:
-    signals, agrees = (array[:40] for array in make_tokens())
+    signals, agrees = make_tokens()
+    signals, agrees = signals[:40], agrees[:40]
     depth, agreement = estimate_thresholds(signals, agrees, np.array([thresholds, [1.0] * 3]))
     assert (depth[0], agreement[0]) == pytest.approx(follow(signals, agrees, thresholds))
     assert (depth[1], agreement[1]) == (BLOCKS, 1)
