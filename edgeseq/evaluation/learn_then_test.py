@@ -52,8 +52,7 @@ def choose_guaranteed(losses: Floats, delta: float, epsilon: float) -> Guarantee
     Raises:
         CalibrationError: a level is out of range, or a loss is.
     """
-    if not 0 < epsilon < 1:
-        raise CalibrationError(f"epsilon is {epsilon}, expected more than 0 and less than 1")
+    _check_level("epsilon", epsilon)
     p_values = hoeffding_bentkus(losses, delta)
     failed = np.flatnonzero(p_values > epsilon)
     passed = int(failed[0]) if len(failed) else len(p_values)
@@ -80,8 +79,7 @@ def hoeffding_bentkus(losses: Floats, delta: float) -> Floats:
     Raises:
         CalibrationError: ``delta`` or a loss is out of range, or there is no sentence.
     """
-    if not 0 < delta < 1:
-        raise CalibrationError(f"delta is {delta}, expected more than 0 and less than 1")
+    _check_level("delta", delta)
     number = len(losses)
     if not number:
         raise CalibrationError("there is no sentence to test with: give more text")
@@ -110,7 +108,13 @@ def safest_first(mean_losses: Floats, costs: Floats) -> Indices:
 
 
 def sentences_needed(delta: float, epsilon: float) -> int:
-    """Computes the sentences that a policy without any loss needs to pass: the least n with (1-delta)^n <= epsilon."""
+    """Computes the sentences that a policy without any loss needs to pass: the least n with (1-delta)^n <= epsilon.
+
+    Raises:
+        CalibrationError: a level is out of range.
+    """
+    _check_level("delta", delta)
+    _check_level("epsilon", epsilon)
     return int(np.ceil(np.log(epsilon) / np.log1p(-delta)))
 
 
@@ -126,6 +130,11 @@ def binomial_cdf(number: int, probability: float) -> Floats:
         + chosen[::-1] * np.log1p(-probability)
     )
     return np.minimum(np.cumsum(np.exp(log_shares)), 1.0)
+
+
+def _check_level(name: str, level: float) -> None:
+    if not 0 < level < 1:
+        raise CalibrationError(f"{name} is {level}, expected more than 0 and less than 1")
 
 
 def _divergence(means: Floats, delta: float) -> Floats:
