@@ -23,7 +23,9 @@ _LEVEL = click.FloatRange(min=0, max=1, min_open=True, max_open=True)
 
 
 @click.command(name="calibrate")
-@click.option("--model", required=True, metavar="BUNDLE", help="The bundle's folder; calibration.json is written there.")
+@click.option(
+    "--model", required=True, metavar="BUNDLE", help="The bundle's folder; calibration.json is written there."
+)
 @click.option(
     "--src", type=_FILE, required=True, help="Sentences like those to come, one a line (.gz and .xz are read directly)."
 )
@@ -88,7 +90,7 @@ def command(
     """Find the bundle's fastest depth policies on this machine, for `--depth adaptive:fast`, `:balanced` and `:best`.
 
     Each is the cheapest policy, over all predictors and fixed depths, that loses no more BLEU against full depth than
-    its limit. Thousands of thresholds are estimated from one decode; the most promising are decoded, and timed in turns.
+    its limit. Thousands of thresholds are estimated from one decode; the best are decoded, and timed in turns.
 
     With --guarantee there is `adaptive:guaranteed` too: the chance that its expected loss exceeds delta is at most
     epsilon, for sentences like the given ones, by tests on sentences that had no part in proposing it.
@@ -151,11 +153,9 @@ def _table(calibration: Calibration) -> list[str]:
         f"{calibration.sentences} sentences, {machine.batch_size} at once, {machine.provider}, {machine.threads} of "
         f"{machine.cpu_count} threads"
     )
-    for point in calibration.points:
-        if point.guarantee is not None:
-            terms = point.guarantee
-            lines.append(
-                f"adaptive:{point.name}: expected {terms.loss} against full depth at most {terms.delta:g}, but for a "
-                f"chance of {terms.epsilon:g}; {terms.mean_loss:.4f} on {terms.sentences} sentences (p {terms.p_value:.2g})"
-            )
+    lines += [
+        f"adaptive:{point.name}: {point.guarantee.describe()}"
+        for point in calibration.points
+        if point.guarantee is not None
+    ]
     return lines

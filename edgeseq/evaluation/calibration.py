@@ -7,7 +7,6 @@ import os
 from collections.abc import Mapping
 from dataclasses import dataclass
 
-
 from edgeseq.evaluation.guarantees import GuaranteeTerms, guarantee_point, order_for_tests, part_text
 from edgeseq.evaluation.measuring import Text, decode_policies, time_policies
 from edgeseq.evaluation.operating_points import Price, choose_points, full_depth, propose_policies, worth_timing
@@ -61,7 +60,7 @@ def calibrate(
     """
     tests = None
     if terms is not None:
-        text, tests = part_text(text, settings.seed)
+        text, tests = part_text(text, terms, settings.seed)
     policies = propose_policies(
         translator, text.sources, kept=settings.proposals, batch_size=settings.batch_size, seed=settings.seed
     )

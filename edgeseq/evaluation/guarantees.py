@@ -10,9 +10,9 @@ from typing import Literal
 import numpy as np
 
 from edgeseq.errors import CalibrationError
-from edgeseq.evaluation.operating_points import FULL, Price, full_depth, price_of
 from edgeseq.evaluation.learn_then_test import choose_guaranteed, safest_first, sentences_needed
 from edgeseq.evaluation.measuring import Decoded, Text, decode_policies
+from edgeseq.evaluation.operating_points import FULL, Price, full_depth, price_of
 from edgeseq.evaluation.sentence_losses import Floats, chrf_drops, disagreements
 from edgeseq_runtime import Translator
 from edgeseq_runtime.calibration import CalibratedPoint, Guarantee, MeasuredPolicy
@@ -22,7 +22,6 @@ GUARANTEED = "guaranteed"
 
 Loss = Literal["chrf-drop", "disagreement"]
 """Of a sentence: by how much its chrF falls, or the share of pieces that differ (see ``sentence_losses``)."""
-
 
 
 @dataclass(frozen=True)
@@ -38,15 +37,18 @@ class GuaranteeTerms:
 _LOGGER = logging.getLogger(__name__)
 
 
-def part_text(text: Text, seed: int) -> tuple[Text, Text]:
+def part_text(text: Text, terms: GuaranteeTerms, seed: int) -> tuple[Text, Text]:
     """Parts a text at random into two halves: one to propose on, one to test with.
 
     Raises:
-        CalibrationError: there are fewer than two sentences.
+        CalibrationError: a level is out of range, or there are so few sentences that no policy could pass.
     """
-    number = len(text.sources)
-    if number < 2:
-        raise CalibrationError(f"a guarantee parts the text in two, but there is {number} sentence: give more text")
+    number, needed = len(text.sources), sentences_needed(terms.delta, terms.epsilon)
+    if number // 2 < needed:
+        raise CalibrationError(
+            f"{number} sentences are too few for a guarantee: half of them propose, and to test delta {terms.delta:g} "
+            f"with epsilon {terms.epsilon:g} even a policy without any loss needs {needed}; give {2 * needed} or more"
+        )
     order = np.random.default_rng(seed).permutation(number)
     return text.select(np.sort(order[: number // 2])), text.select(np.sort(order[number // 2 :]))
 
@@ -95,17 +97,8 @@ def guarantee_point(
 
     Returns:
         The point, with the figures of the text that proposed it; full depth where no other policy passes.
-
-    Raises:
-        CalibrationError: a level is out of range, or there are so few sentences that nothing could pass.
     """
-    number, needed = len(text.sources), sentences_needed(terms.delta, terms.epsilon)
-    if number < needed:
-        raise CalibrationError(
-            f"{number} sentences are too few to test with: for delta {terms.delta:g} and epsilon {terms.epsilon:g} even a policy "
-            f"without any loss needs {needed}, and half of the text proposes; give {2 * needed} sentences or more"
-        )
-    _LOGGER.info("testing %d policies on %d sentences", len(ordered), number)
+    _LOGGER.info("testing %d policies on %d sentences", len(ordered), len(text.sources))
     reference, *tested = decode_policies(translator, text, [FULL, *(entry.policy for entry in ordered)], batch_size)
     chosen = None
     if tested:
@@ -117,7 +110,7 @@ def guarantee_point(
         loss=terms.loss,
         delta=terms.delta,
         epsilon=terms.epsilon,
-        sentences=number,
+        sentences=len(text.sources),
         mean_loss=0.0 if chosen is None else chosen.mean_loss,
         p_value=0.0 if chosen is None else chosen.p_value,
     )

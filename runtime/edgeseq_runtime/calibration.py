@@ -11,13 +11,11 @@ from typing import Annotated, Final, Literal, Self
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
 
 from edgeseq_runtime.errors import BundleError
+from edgeseq_runtime.manifest import Measure, PositiveInt, Sha256, list_problems
 
 CALIBRATION_FILE = "calibration.json"
 CALIBRATION_VERSION: Final = 1
-MAX_CALIBRATION_BYTES = 1 << 20
 
-_Count = Annotated[int, Field(gt=0, lt=2**31)]
-_Measure = Annotated[float, Field(ge=0, allow_inf_nan=False)]
 _Level = Annotated[float, Field(gt=0, lt=1)]
 
 
@@ -38,9 +36,9 @@ class Machine(_Record):
 
     provider: Annotated[str, Field(min_length=1, max_length=100)]
     onnxruntime: Annotated[str, Field(min_length=1, max_length=100)]
-    threads: _Count
-    batch_size: _Count
-    cpu_count: _Count
+    threads: PositiveInt
+    batch_size: PositiveInt
+    cpu_count: PositiveInt
 
 
 class MeasuredPolicy(_Record):
@@ -56,11 +54,11 @@ class MeasuredPolicy(_Record):
     """
 
     policy: Annotated[str, Field(min_length=1, max_length=5000)]
-    bleu: _Measure
-    chrf: _Measure
-    average_depth: _Measure
-    flops_per_token: _Measure
-    ms_per_sentence: _Measure
+    bleu: Measure
+    chrf: Measure
+    average_depth: Measure
+    flops_per_token: Measure
+    ms_per_sentence: Measure
 
     @field_validator("policy")
     @classmethod
@@ -87,9 +85,16 @@ class Guarantee(_Record):
     loss: Literal["chrf-drop", "disagreement"]
     delta: _Level
     epsilon: _Level
-    sentences: _Count
-    mean_loss: _Measure
-    p_value: _Measure
+    sentences: PositiveInt
+    mean_loss: Measure
+    p_value: Measure
+
+    def describe(self) -> str:
+        """Say it in words."""
+        return (
+            f"expected {self.loss} against full depth at most {self.delta:g}, but for a chance of {self.epsilon:g} "
+            f"({self.mean_loss:.4f} on {self.sentences:,} sentences, p = {self.p_value:.2g})"
+        )
 
 
 class CalibratedPoint(MeasuredPolicy):
@@ -120,9 +125,9 @@ class Calibration(_Record):
     format_version: Literal[1] = CALIBRATION_VERSION
     edgeseq_version: str
     created: Annotated[str, Field(pattern=r"^\d{4}-\d{2}-\d{2}")]
-    bundle_sha256: Annotated[str, Field(pattern=r"^[0-9a-f]{64}$")]
+    bundle_sha256: Sha256
     machine: Machine
-    sentences: _Count
+    sentences: PositiveInt
     price: Literal["ms", "flops", "blocks"]
     full_depth: MeasuredPolicy
     points: list[CalibratedPoint]
@@ -155,12 +160,7 @@ def parse_calibration(data: bytes, path: Path, bundle_sha256: str) -> Calibratio
     try:
         calibration = Calibration.model_validate_json(data)
     except ValidationError as error:
-        problems = [
-            f"  {'.'.join(map(str, problem['loc'])) or 'calibration'}: {problem['msg'].removeprefix('Value error, ')}"
-            for problem in error.errors(include_url=False)
-        ]
-        listed = "\n".join(problems)
-        raise BundleError(f"{path} is not valid; {way_out} ({len(problems)} problems):\n{listed}") from error
+        raise BundleError(f"{path} is not valid; {way_out} {list_problems(error, 'calibration')}") from error
     if calibration.bundle_sha256 != bundle_sha256:
         raise BundleError(
             f"{path} belongs to the bundle {calibration.bundle_sha256[:12]}, but this one is {bundle_sha256[:12]}: "
