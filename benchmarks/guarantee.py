@@ -13,6 +13,7 @@ delta. Prints a table in Markdown.
 
 from __future__ import annotations
 
+import io
 import itertools
 from dataclasses import dataclass
 from pathlib import Path
@@ -28,6 +29,7 @@ from edgeseq.evaluation.learn_then_test import Floats, binomial_cdf, choose_guar
 from edgeseq.evaluation.measuring import Text, decode_policies
 from edgeseq.evaluation.operating_points import FULL, propose_policies
 from edgeseq_runtime import Translator
+from edgeseq_runtime.atomic import write_file
 
 _PATH = click.Path(path_type=Path)
 _LOSSES = ("chrf-drop", "disagreement")
@@ -138,8 +140,9 @@ def decode(bundle: Path, propose: Path, pairs: tuple[tuple[Path, Path], ...], pr
 def save(path: Path, decodes: Decodes) -> None:
     """Keeps decodes."""
     arrays = {"depth_sums": decodes.depth_sums, "token_counts": decodes.token_counts, **decodes.losses}
-    with path.open("wb") as file:
-        np.savez_compressed(file, allow_pickle=False, **arrays)
+    buffer = io.BytesIO()
+    np.savez_compressed(buffer, allow_pickle=False, **arrays)
+    write_file(path, buffer.getvalue())
 
 
 def load(path: Path) -> Decodes:
