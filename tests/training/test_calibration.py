@@ -13,7 +13,7 @@ from edgeseq.errors import CalibrationError
 from edgeseq.evaluation.calibration import CalibrationResult, CalibrationSettings, calibrate
 from edgeseq.evaluation.guarantees import GuaranteeTerms, guarantee_point, order_for_tests, part_text
 from edgeseq.evaluation.measuring import Decoded, Text, decode_policies
-from edgeseq.evaluation.operating_points import choose_points, propose_policies, worth_timing
+from edgeseq.evaluation.operating_points import Price, choose_points, propose_policies, worth_timing
 from edgeseq.evaluation.sentence_losses import disagreements
 from edgeseq_runtime import Translation, Translator
 from edgeseq_runtime.calibration import CALIBRATION_FILE, MeasuredPolicy
@@ -77,15 +77,15 @@ CANDIDATES = [
 
 def test_each_point_is_the_cheapest_within_its_loss() -> None:
     limits = {"best": 0.1, "balanced": 0.5, "fast": 1.5}
-    policies = {
-        price: [point.policy for point in choose_points(CANDIDATES, limits, price)]  # type: ignore[arg-type]  # literals
-        for price in ("ms", "flops", "blocks")
-    }
-    assert policies == {
+    expected: dict[Price, list[str]] = {
         "ms": ["5", "confidence:0.8", "confidence:0.8"],
         "flops": ["halting:0.9", "halting:0.8", "halting:0.8"],
         "blocks": ["halting:0.9", "confidence:0.8", "confidence:0.8"],
     }
+    for price, policies in expected.items():
+        points = choose_points(CANDIDATES, limits, price)
+        assert [point.policy for point in points] == policies
+        assert [point.name for point in points] == list(limits)
     # Control: were quality no matter, the cheapest of all would be taken.
     assert choose_points(CANDIDATES, {"any": 100.0}, "ms")[0].policy == "2"
 

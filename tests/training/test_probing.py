@@ -86,9 +86,9 @@ def test_a_probe_does_not_depend_on_the_other_texts(translator: Translator, prob
 
 def equal(one: Probe, other: Probe) -> bool:
     """Whether two probes hold the same bits."""
-    arrays = [(one.choices, other.choices), (one.confidence, other.confidence)]
-    arrays += [(one.signals[name], other.signals[name]) for name in one.signals]
-    return one.tokens == other.tokens and all(np.array_equal(left, right) for left, right in arrays)
+    signals = all(np.array_equal(one.signals[name], other.signals[name]) for name in one.signals)
+    same = np.array_equal(one.choices, other.choices) and np.array_equal(one.confidence, other.confidence)
+    return one.tokens == other.tokens and same and signals
 
 
 @pytest.mark.parametrize("name", ["halting", "confidence", "multinomial", "sequence"])
