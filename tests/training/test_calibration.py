@@ -228,7 +228,8 @@ def test_everything_measured_comes_along(result: CalibrationResult) -> None:
 
 @pytest.fixture
 def files(text: Text, tmp_path: Path) -> tuple[Path, Path]:
-    return write_lines(tmp_path / "text.en", text.sources), write_lines(tmp_path / "text.de", text.references)
+    """Its first lines."""
+    return write_lines(tmp_path / "text.en", text.sources[:24]), write_lines(tmp_path / "text.de", text.references[:24])
 
 
 def test_the_command_writes_points_that_other_commands_use(
@@ -249,7 +250,7 @@ def test_the_command_writes_points_that_other_commands_use(
         assert any(line.startswith(f"{name} ") and line.endswith(f" {policy}") for line in table), name
     inspected = "\n".join(run_edgeseq("inspect", copy).lines)
     assert f"adaptive:fast = {points['fast']}" in inspected
-    assert "80 sentences, 32 at once, CPUExecutionProvider, 1 of " in inspected
+    assert "24 sentences, 32 at once, CPUExecutionProvider, 1 of " in inspected
     assert json.loads(run_edgeseq("inspect", copy, "--json").stdout)["calibration"] == document["calibration"]
     evaluated = run_edgeseq(
         "evaluate", "--model", copy, "--src", files[0], "--ref", files[1], "--depth", "adaptive:fast"
@@ -271,11 +272,11 @@ def test_a_failed_calibration_leaves_nothing(bundle: Path, files: tuple[Path, Pa
     arguments = ["--model", copy, "--src", files[0], "--ref", files[1], "--guarantee", "--delta", "0.01"]
     outcome = run_edgeseq("calibrate", *arguments)
     assert outcome.code == 1
-    assert "80 sentences are too few for a guarantee" in outcome.stderr
+    assert "24 sentences are too few for a guarantee" in outcome.stderr
     short = write_lines(tmp_path / "short.de", ["ein Satz"])
     outcome = run_edgeseq("calibrate", "--model", copy, "--src", files[0], "--ref", short)
     assert outcome.code == 1
-    assert f"{files[0]} has 80 lines, {short} has 1" in outcome.stderr
+    assert f"{files[0]} has 24 lines, {short} has 1" in outcome.stderr
     assert sorted(path.name for path in copy.iterdir()) == sorted(path.name for path in bundle.iterdir())
 
 
