@@ -245,12 +245,14 @@ def test_the_command_writes_points_that_other_commands_use(
     points = {point["name"]: point["policy"] for point in document["calibration"]["points"]}
     assert set(points) == {"best", "balanced", "fast"}
     assert len(document["measured"]) > 8
+    timed = [entry["policy"] for entry in document["measured"] if "ms_per_sentence" in entry]
+    assert {"full", *points.values()} <= set(timed)
     table = outcome.stderr.splitlines()
     for name, policy in {"full": "full", **{f"adaptive:{name}": policy for name, policy in points.items()}}.items():
         assert any(line.startswith(f"{name} ") and line.endswith(f" {policy}") for line in table), name
     inspected = "\n".join(run_edgeseq("inspect", copy).lines)
     assert f"adaptive:fast = {points['fast']}" in inspected
-    assert "24 sentences, 32 at once, CPUExecutionProvider, 1 of " in inspected
+    assert "24 sentences; times at batch size 32, CPUExecutionProvider, 1 of " in inspected
     assert json.loads(run_edgeseq("inspect", copy, "--json").stdout)["calibration"] == document["calibration"]
     evaluated = run_edgeseq(
         "evaluate", "--model", copy, "--src", files[0], "--ref", files[1], "--depth", "adaptive:fast"
