@@ -122,8 +122,8 @@ def _describe_calibration(calibration: "Calibration") -> Iterator[str]:
     machine = calibration.machine
     yield ""
     yield (
-        f"Calibrated on {calibration.created}: {calibration.sentences:,} sentences; times at batch size {machine.batch_size}, "
-        f"{machine.provider}, {machine.threads} of {machine.cpu_count} threads"
+        f"Calibrated on {calibration.created}: {calibration.sentences:,} sentences; times at batch size "
+        f"{machine.batch_size}, {machine.provider}, {machine.threads} of {machine.cpu_count} threads"
     )
     rows: list[tuple[str, MeasuredPolicy]] = [("full", calibration.full_depth)]
     rows += [(f"adaptive:{point.name} = {point.policy}", point) for point in calibration.points]
