@@ -52,11 +52,12 @@ def command(
     from edgeseq.data.text import read_parallel
     from edgeseq.evaluation.policies import evaluate_policies
     from edgeseq_runtime import Translator
+    from edgeseq_runtime.policy_names import DEFAULT_POINT
 
     pairs = list(read_parallel(src, ref))
     translator = Translator(model, device=device, threads=threads)
     if not depths:
-        depths = ("full", "adaptive") if translator.manifest.operating_points else ("full",)
+        depths = ("full", "adaptive") if DEFAULT_POINT in translator.bundle.operating_points else ("full",)
     sources, references = map(list, zip(*pairs, strict=True))
     results = evaluate_policies(translator, sources, references, depths, batch_size)
     for line in _table(results):
