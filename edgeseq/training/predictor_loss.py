@@ -86,7 +86,10 @@ class PredictorLoss:
 
     def __call__(self, predictor: DepthPredictor, observed: ExitObservations) -> tuple[Tensor, dict[str, Tensor]]:
         """Computes the mean loss per decision; logs the mean depths of oracle and predictor."""
-        log_q = predictor.log_distribution([state.float() for state in observed.exit_states], observed.mean_memory)
+        states = [
+            state.to(predictor.weight.dtype) for state in observed.exit_states
+        ]  # a cache has them in half precision
+        log_q = predictor.log_distribution(states, observed.mean_memory)
         valid = observed.labels != PAD_ID
         scores, costs = observed.scores(self.oracle), self.costs.to(valid.device)
         if log_q.shape[1] == 1 and valid.shape[1] != 1:  # one depth for a sentence
@@ -97,7 +100,7 @@ class PredictorLoss:
         log_q = log_q[valid]
         if self.target == "gain":
             assert isinstance(predictor, HaltingUnits), "the configuration allows this target for halting units only"
-            logits = predictor([state[valid].float() for state in observed.exit_states])
+            logits = predictor([state[valid] for state in states])
             loss = gain_loss(logits, worth_stopping(scores, costs)[valid])
         else:
             loss = exit_loss(log_q, depths)
