@@ -35,7 +35,7 @@ from edgeseq_runtime.manifest import (
     TokenizerFacts,
 )
 from edgeseq_runtime.tokenizer import BOS_ID, EOS_ID, PAD_ID, UNK_ID
-from small_models import balance_predictors
+from small_models import balance_predictors, linear_units
 
 VOCAB_SIZE = 60
 
@@ -161,7 +161,7 @@ def _roughen(model: Seq2Seq) -> None:
     for weight in model.decoder.exit_heads.weights:
         weight[EOS_ID] *= 2  # or few sentences would end before their maximum length
     for name in model.predictors:
-        predictor = model.predictor(name)
+        predictor = linear_units(model, name)
         predictor.weight.copy_(torch.randn_like(predictor.weight) * 0.5)
     balance_predictors(model)
 

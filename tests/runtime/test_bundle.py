@@ -135,8 +135,7 @@ def test_folder_in_place_of_a_file_is_refused(bundle: Path) -> None:
 
 
 def test_files_that_are_not_listed_do_no_harm(bundle: Path) -> None:
-    """What calibration measures on a machine lies beside the manifest."""
-    (bundle / "calibration.json").write_text("{}")
+    (bundle / "notes.txt").write_text("mine")
     load_bundle(bundle)
 
 

@@ -26,7 +26,7 @@ def bundle(tiny_bundle: Path) -> Bundle:
         for name, policy in (("default", "halting:0.45"), ("fast", "by-sentence:0.2"))
     ]
     manifest = loaded.manifest.model_copy(update={"operating_points": points})
-    return Bundle(loaded.path, manifest, loaded.sha256, loaded.tokenizer, loaded.predictors)
+    return Bundle(loaded.path, manifest, loaded.sha256, loaded.tokenizer, loaded.predictors, None)
 
 
 @pytest.fixture(scope="module")

@@ -33,9 +33,9 @@ class Script:
     """
 
     lines: dict[int, list[int]]
-    full_depth = VOCAB
     alive: list[list[int]] = field(default_factory=list)
     fed: list[list[int]] = field(default_factory=list)
+    full_depth: int = VOCAB
 
     def encode(self, sources: Sequence[Sequence[int]], policy: DepthPolicy) -> list[list[int]]:
         assert policy is POLICY
