@@ -92,6 +92,11 @@ def test_a_resolved_configuration_comes_back(tmp_path: Path) -> None:
 
 # --- What is refused
 
+CANNOT_NAME = (
+    "cannot name a predictor; use a small letter, then small letters, digits, '-' and '_', "
+    "and none of adaptive, confidence, full"
+)
+
 
 def test_unknown_keys_are_listed_all_at_once_with_the_known_ones(tmp_path: Path) -> None:
     text = (
@@ -165,11 +170,7 @@ def test_types_are_not_guessed(tmp_path: Path, value: object) -> None:
         ),
         ({"predictors": [{"kind": "sequence", "target": "gain"}]}, "sequence chooses one depth: set 'depth'"),
         *(
-            (
-                {"predictors": [{"name": name}]},
-                f"name = {name!r} cannot name a predictor; use a small letter, then small letters, digits, '-' and '_', "
-                "and none of adaptive, confidence, full",
-            )
+            ({"predictors": [{"name": name}]}, f"name = {name!r} {CANNOT_NAME}")
             for name in ("full", "adaptive", "confidence", "3", "Halting", "a:b", "ä", "a" * 51)
         ),
         ({"predictors": [{"kind": "confidence"}]}, "predictors.0.kind: Input should be 'halting', 'multinomial' or"),

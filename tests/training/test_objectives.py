@@ -124,8 +124,9 @@ def test_training_of_exits_needs_no_predictors() -> None:
 
 
 def test_gradient_scaling_balances_what_a_block_gets_from_its_exit_and_from_above() -> None:
-    """With γ = 0.5 and N = 4, γ_n = 1.5, 1, 0.5, 1. Worked down from the last exit, the output of block 1 gets
+    """Worked down from the last exit, with γ = 0.5 and N = 4, hence γ_n = 1.5, 1, 0.5, 1.
 
+    The output of block 1 gets
     1.5 L1 + (1 L2 + (0.5 L3 + (1 L4) / γ_4) / γ_3) / γ_2 = 1.5 L1 + L2 + L3 + 2 L4,
     each L weighted by its exit's weight.
     """
@@ -249,7 +250,7 @@ def test_mixed_exits_are_the_loop_over_tokens(head: str, monkeypatch: pytest.Mon
     assert float(loss) != pytest.approx(walk_tokens(model, DRAWN[0])[0], abs=1e-4)
 
 
-def test_mixed_exits_draw_every_depth_alike() -> None:
+def test_mixed_exits_draw_every_depth_alike(monkeypatch: pytest.MonkeyPatch) -> None:
     drawn: list[Tensor] = []
     model = make_model()
     forward = model.decoder.forward
@@ -258,7 +259,7 @@ def test_mixed_exits_draw_every_depth_alike() -> None:
         drawn.append(arguments[3])
         return forward(*arguments)
 
-    model.decoder.forward = watch  # type: ignore[method-assign]
+    monkeypatch.setattr(model.decoder, "forward", watch)
     torch.manual_seed(0)
     with torch.no_grad():
         MixedExits(100, SMOOTHING).loss(model, BATCH)
