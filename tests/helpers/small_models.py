@@ -8,8 +8,8 @@ from torch import Tensor
 
 from edgeseq.config import ModelConfig, PredictorConfig, StackConfig
 from edgeseq.models import Seq2Seq, build_model
-from edgeseq.modules import DepthPredictor, HaltingUnits
-from edgeseq.modules.predictors import LinearUnits, mean_memory
+from edgeseq.modules import CertaintyUnits, DepthPredictor, HaltingUnits
+from edgeseq.modules.predictors import LinearUnits, certainty_of, mean_memory
 from ramp import fill_with_ramp
 
 VOCAB_SIZE = 24
@@ -56,6 +56,14 @@ def balance_predictors(model: Seq2Seq) -> Seq2Seq:
     memory = model.encoder(tokens, None)
     states = model.decoder(tokens.flip(1), memory, None)
     for name in model.predictors:
+        certain = model.predictor(name)
+        if isinstance(certain, CertaintyUnits):
+            heads = model.decoder.exit_heads
+            certainty = torch.stack([certainty_of(heads(state, n)) for n, state in enumerate(states, start=1)], dim=2)
+            certain.contract_bias.zero_()
+            logits = certain(certainty.to(certain.contract_bias.dtype)).flatten(0, -2)
+            certain.contract_bias.copy_(-logits.median(dim=0).values)
+            continue
         predictor = linear_units(model, name)
         predictor.bias.zero_()
         if isinstance(predictor, HaltingUnits):
