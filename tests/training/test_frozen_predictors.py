@@ -21,7 +21,7 @@ from edgeseq.training.frozen_predictors import fit_predictors
 from edgeseq.training.predictor_loss import ExitObservations, PredictorLoss, observe_exits
 from edgeseq_runtime.tokenizer import EOS_ID, PAD_ID, Tokenizer
 from small_corpora import SENTENCES, corpus_of
-from small_models import DECODER_KERNEL_SIZES, PREDICTORS, small_config, small_model
+from small_models import DECODER_KERNEL_SIZES, PREDICTORS, linear_units, small_config, small_model
 from small_runs import encode
 
 BLOCKS = len(DECODER_KERNEL_SIZES)
@@ -144,7 +144,7 @@ def test_a_cache_of_the_same_trunk_is_used_again(
     forbid_building(monkeypatch)
     model = make_model(tokenizer)
     with torch.no_grad():
-        model.predictor("halting").weight.add_(1)
+        linear_units(model, "halting").weight.add_(1)
     for same in (model, small_model(tokenizer.vocab_size, predictors=(), dropout=0.1).float()):
         opened = build(same, corpus, tmp_path / "cache")
         assert len(opened) == len(built)
@@ -220,7 +220,10 @@ def untrained(names: Sequence[str]) -> Fitted:
 
 
 def weights(fitted: Fitted) -> dict[str, Tensor]:
-    return {name: torch.cat((p.weight.detach(), p.bias.detach()[:, None]), dim=1) for name, (p, _) in fitted.items()}
+    return {
+        name: torch.cat((p.get_parameter("weight").detach(), p.get_parameter("bias").detach()[:, None]), dim=1)
+        for name, (p, _) in fitted.items()
+    }
 
 
 @pytest.fixture(scope="module")

@@ -8,7 +8,6 @@ from edgeseq.evaluation.probing import Probe, probe_texts
 from edgeseq_runtime import Translator
 from edgeseq_runtime.predictors import CertaintyUnits, DepthClassifier, HaltingUnits
 from edgeseq_runtime.tokenizer import BOS_ID, PAD_ID
-from linear import linear
 from tiny_bundle import tiny_model, tiny_sentences, write_tiny_bundle
 
 TEXTS = [*tiny_sentences(40, seed=3), "", "  "]
@@ -66,9 +65,7 @@ def test_choices_and_confidence_are_those_of_each_exit(probes: list[Probe]) -> N
 
 
 def test_signals_are_those_of_each_predictor(translator: Translator, probes: list[Probe]) -> None:
-    predictors = {
-        name: linear(translator.bundle.predictors[name]) for name in ("halting", "multinomial", "by-sentence")
-    }
+    predictors = translator.bundle.predictors
     for probe in probes[:20]:
         exit_logits, states, memory = (tensor.numpy() for tensor in ask_torch(probe))
         units = predictors["halting"]
