@@ -101,16 +101,17 @@ class FeedForward(nn.Module):
 
 
 class _Block(nn.Module):
-    """What blocks of both stacks have."""
+    """What blocks of both stacks have; each adds its feed-forward layer last."""
 
-    def __init__(self, mixer: TokenMixer, feed_forward: FeedForward, norm: NormPlacement, dropout: float) -> None:
+    feed_forward: FeedForward
+    feed_forward_norm: ResidualNorm
+
+    def __init__(self, mixer: TokenMixer, norm: NormPlacement, dropout: float) -> None:
         super().__init__()
         # Weights carry the name of what they are, so that those of another kind of block do not fit by chance.
         self._kind = mixer.kind
         self.add_module(self._kind, cast("nn.Module", mixer))
         self.add_module(self._norm_name, ResidualNorm(mixer.dim, norm))
-        self.feed_forward = feed_forward
-        self.feed_forward_norm = ResidualNorm(mixer.dim, norm)
         self.dropout = Dropout(dropout)
 
     @property
@@ -135,6 +136,11 @@ class _Block(nn.Module):
 class EncoderBlock(_Block):
     """Mixing over the source, then feed-forward."""
 
+    def __init__(self, mixer: TokenMixer, feed_forward: FeedForward, norm: NormPlacement, dropout: float) -> None:
+        super().__init__(mixer, norm, dropout)
+        self.feed_forward = feed_forward
+        self.feed_forward_norm = ResidualNorm(mixer.dim, norm)
+
     def forward(self, x: Tensor, padding_mask: Tensor | None) -> Tensor:
         """Maps (B, T, D) → (B, T, D); padding_mask bool (B, T), True at padding, or None."""
         y = self.mixer(self.mixer_norm.before(x), padding_mask)
@@ -152,9 +158,11 @@ class DecoderBlock(_Block):
         norm: NormPlacement,
         dropout: float,
     ) -> None:
-        super().__init__(mixer, feed_forward, norm, dropout)
+        super().__init__(mixer, norm, dropout)
         self.cross_attention = cross_attention
         self.cross_norm = ResidualNorm(mixer.dim, norm)
+        self.feed_forward = feed_forward
+        self.feed_forward_norm = ResidualNorm(mixer.dim, norm)
         # In post-norm models a block's output is normed already.
         self.exit_norm = nn.LayerNorm(mixer.dim) if norm == "pre" else nn.Identity()
 
