@@ -224,7 +224,7 @@ def _y_axis(axis: Axis, height: int) -> Markup:
     parts = [element("text", axis.title, x=-44, y=-14, class_="axis-title")]
     for tick in axis.ticks:
         y = _vertical(axis.share(tick), height)
-        parts.append(element("line", x1="0", x2="100%", y1=y, y2=y, class_="grid"))
+        parts.append(element("line", x1="0", x2="100%", y1=y, y2=y, class_="rule"))
         parts.append(element("text", f"{tick:g}", x=-8, y=y, dy="0.35em", class_="tick end"))
     return join(parts)
 
@@ -233,7 +233,7 @@ def _x_axis(axis: Axis, height: int) -> Markup:
     parts = [_x_title(axis.title, height)]
     for tick in axis.ticks:
         x = _percent(axis.share(tick))
-        parts.append(element("line", x1=x, x2=x, y1=height, y2=height + 5, class_="grid"))
+        parts.append(element("line", x1=x, x2=x, y1=height, y2=height + 5, class_="rule"))
         parts.append(element("text", f"{tick:g}", x=x, y=height + 19, class_="tick"))
     return join(parts)
 

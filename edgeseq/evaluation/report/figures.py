@@ -54,20 +54,17 @@ def quality_figure(measured: Measurements) -> Markup:
 
 def depth_figures(policy: str, probes: Sequence[Probe], blocks: int) -> list[Markup]:
     """Shows where the tokens of one policy stop: in all, by position, by probability."""
-    everything = count_depths(probes, blocks)
+    by_position, by_probability = count_by_position(probes, blocks), count_by_probability(probes, blocks)
     return [
-        _histogram_figure(policy, everything),
+        _histogram_figure(policy, count_depths(probes, blocks)),
         _group_figure(
-            _extremes("Depth by position in the sentence", count_by_position(probes, blocks), "position"),
-            count_by_position(probes, blocks),
-            "position of the token in the translation (pieces; the end token counts)",
-            "position",
+            "Depth by position in the sentence", by_position, "position", "position (pieces; the end counts)"
         ),
         _group_figure(
-            _extremes("Depth against confidence", count_by_probability(probes, blocks), "probability"),
-            count_by_probability(probes, blocks),
-            "probability that the exit gave the token",
-            "probability",
+            "Depth against confidence",
+            by_probability,
+            "probability up to",
+            "probability of the token at its exit, up to",
         ),
     ]
 
@@ -96,7 +93,8 @@ def _histogram_figure(policy: str, tally: Tally) -> Markup:
     return _figure(title, chart, _details(data))
 
 
-def _group_figure(title: str, tally: Tally, x_title: str, what: str) -> Markup:
+def _group_figure(start: str, tally: Tally, what: str, x_title: str) -> Markup:
+    title = f"{start}: {_extremes(tally, what)}"
     labels = [f"{what} {label}" for label in tally.labels]
     panels = element(
         "div",
@@ -112,14 +110,14 @@ def _group_figure(title: str, tally: Tally, x_title: str, what: str) -> Markup:
     return _figure(title, panels, _details(table(title, header, rows)))
 
 
-def _extremes(start: str, tally: Tally, what: str) -> str:
-    low = min(range(len(tally.averages)), key=tally.averages.__getitem__)
-    high = max(range(len(tally.averages)), key=tally.averages.__getitem__)
-    if tally.averages[low] == tally.averages[high]:
-        return f"{start}: {tally.averages[low]:.2f} blocks everywhere"
+def _extremes(tally: Tally, what: str) -> str:
+    averages = tally.averages
+    low, high = averages.index(min(averages)), averages.index(max(averages))
+    if averages[low] == averages[high]:
+        return f"{averages[low]:.2f} blocks everywhere"
     return (
-        f"{start}: from {tally.averages[low]:.2f} blocks at {what} {tally.labels[low]} "
-        f"to {tally.averages[high]:.2f} at {what} {tally.labels[high]}"
+        f"from {averages[low]:.2f} blocks at {what} {tally.labels[low]} to {averages[high]:.2f} at {what} "
+        f"{tally.labels[high]}"
     )
 
 
@@ -158,7 +156,16 @@ def _compare(measured: Measurements) -> str:
 
 
 def _results_table(measured: Measurements) -> Markup:
-    header = ["policy", "operating point", "BLEU", "chrF", "average depth", "MFLOP/token", "ms/sentence", "tokens/s"]
+    header = [
+        "policy",
+        "operating point",
+        "BLEU",
+        "chrF",
+        "average depth",
+        "MFLOP per token",
+        "ms per sentence",
+        "tokens per second",
+    ]
     header += ["BLEU above fixed depths, 95 % interval"]
     header += [f"% at {depth}" for depth in range(1, len(measured.full_depth.depth_shares) + 1)]
     rows: list[list[Child]] = []

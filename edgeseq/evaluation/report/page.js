@@ -53,13 +53,15 @@
     if (scope) made.scope = scope;
     return made;
   };
-  const percent = (value) => (value === null || value === undefined ? "" : `${(100 * value).toFixed(1)} %`);
+  const percent = (value) => (value === undefined ? "" : `${(100 * value).toFixed(1)} %`);
   const fill = () => {
     const row = token.closest("[data-row]");
     const place = [...row.querySelectorAll(".token")].indexOf(token);
-    const [said, confidence, signals] = records[row.dataset.row][place];
+    const [tokens, ofSentence] = records[row.dataset.row];
+    const [said, confidence, ofToken] = tokens[place];
+    const signals = { ...ofToken, ...ofSentence };
     const names = Object.keys(signals);
-    const blocks = Math.max(said.length, ...names.map((name) => signals[name].length));
+    const blocks = document.querySelectorAll(".depths")[0].children.length;
     const table = document.createElement("table");
     table.append(cell("caption", `“${token.textContent}” stopped after block ${said.length}`));
     const head = table.createTHead().insertRow();
@@ -69,7 +71,7 @@
       const line = body.insertRow();
       line.className = block === said.length ? "stop" : block > said.length ? "idle" : "";
       line.append(cell("th", block, "row"));
-      line.append(cell("td", block > said.length ? "did not run" : said[block - 1]));
+      line.append(cell("td", block > said.length ? "not run" : said[block - 1]));
       line.append(cell("td", percent(confidence[block - 1])));
       for (const name of names) line.append(cell("td", percent(signals[name][block - 1])));
     }

@@ -56,7 +56,9 @@ def render_page(heading: Heading, measured: Measurements, sample: Sequence[Sampl
     body = element(
         "body",
         marker_definitions(),
-        element("header", element("h1", heading.title), _facts(heading.facts), _summary(measured)),
+        element(
+            "header", element("h1", heading.title), _facts(heading.facts | _score_facts(measured)), _summary(measured)
+        ),
         element("main", _sections(measured, sample, blocks)),
         element("div", id="tip", role="tooltip", hidden=True),
         element("script", _records(sample), type="application/json", id="records"),
@@ -89,9 +91,20 @@ def _named(measured: Measurements, policy: str) -> str:
 def _facts(facts: dict[str, str]) -> Markup:
     return element(
         "dl",
-        [element("div", element("dt", name), element("dd", value)) for name, value in facts.items()],
+        [element("div", element("dt", name), element("dd", _breakable(value))) for name, value in facts.items()],
         class_="facts",
     )
+
+
+def _breakable(signature: str) -> list[Markup]:
+    """Lets a long signature break between its parts only."""
+    *parts, last = signature.split("|")
+    return [join([f"{part}|", element("wbr")]) for part in parts] + [join([last])]
+
+
+def _score_facts(measured: Measurements) -> dict[str, str]:
+    full = measured.full_depth
+    return {"Scores": full.scores.bleu_signature, "Signature at full depth": full.signature}
 
 
 def _summary(measured: Measurements) -> Markup:
@@ -110,7 +123,7 @@ def _summary(measured: Measurements) -> Markup:
                 f"{full.seconds / result.seconds:.2f}",
             ]
         )
-    header = ("policy", "BLEU", "chrF", "average depth", "ms/sentence", "times as fast")
+    header = ("policy", "BLEU", "chrF", "average depth", "ms per sentence", "times as fast")
     return table("In short", header, rows)
 
 
@@ -133,8 +146,9 @@ def _browser(sample: Sequence[SampledSentence], blocks: int) -> list[Markup]:
     )
     note = (
         "Point at a token, or reach it with Tab and the arrow keys, to see what each exit said on the way; blocks "
-        "above its depth did not run. The sample holds sentences of the least and greatest average depth and others drawn at "
-        "random."
+        "above its depth did not run. Of a halting predictor that is χ, its wish to stop after a block; of one that "
+        "chooses once, the chance it gives to each depth. The sample holds sentences of the least and greatest average "
+        "depth and others drawn at random."
     )
     return [
         element("p", note, class_="note"),
@@ -152,7 +166,7 @@ def _signatures(measured: Measurements) -> list[Markup]:
     lines += [result.signature for result in measured.results]
     return [
         element("p", "Scores are sacreBLEU's; a signature names all that a score depends on.", class_="note"),
-        element("ul", [element("li", element("code", line)) for line in lines], class_="signatures"),
+        element("ul", [element("li", element("code", _breakable(line))) for line in lines], class_="signatures"),
     ]
 
 

@@ -15,6 +15,7 @@ from edgeseq.evaluation.probing import NOT_RUN, Probe
 from edgeseq.evaluation.report.markup import Markup, element, join
 from edgeseq.evaluation.report.measuring import Measurements
 from edgeseq.pieces import Stretch, stretches
+from edgeseq_runtime.arrays import FloatArray
 from edgeseq_runtime.tokenizer import Tokenizer
 
 _EXTREME_SHARE = 0.2
@@ -32,7 +33,7 @@ class SampledSentence:
     """In the text files, from 1."""
     markup: Markup
     records: list[object]
-    """Of each shown policy, for each token, what each exit said: see `token_records`."""
+    """Of each shown policy, what each exit said: see `exit_records`."""
 
 
 def choose_lines(probes: Sequence[Probe], number: int, seed: int = 0) -> list[int]:
@@ -75,31 +76,25 @@ def sample_sentences(
         probes = {shown.policy: shown.probes[index] for shown in measured.shown}
         full = tokenizer.decode(measured.full[index].tokens)
         markup = _sentence(index + 1, sources[index], references[index], full, probes, tokenizer, first_row)
-        sample.append(
-            SampledSentence(index + 1, markup, [token_records(probe, tokenizer) for probe in probes.values()])
-        )
+        sample.append(SampledSentence(index + 1, markup, [exit_records(probe, tokenizer) for probe in probes.values()]))
         first_row += len(probes)
     return sample
 
 
-def token_records(probe: Probe, tokenizer: Tokenizer) -> list[object]:
-    """Says what each exit and each predictor said at each token, for the page's script.
+def exit_records(probe: Probe, tokenizer: Tokenizer) -> list[object]:
+    """Says what each exit and each predictor said at each token of a sentence, for the page's script.
 
     Returns:
-        Per token: the pieces that the exits it ran say, their probabilities, and the signals by predictor. Numbers
-        have three decimals.
+        First, per token, the pieces that the exits it ran say, their probabilities, and the signals by predictor; then
+        the signals of those predictors that speak once for all tokens. Numbers have three decimals.
     """
-    records: list[object] = []
+    tokens = []
     for token, depth in enumerate(probe.depths.tolist()):
         choices = [choice for choice in probe.choices[token].tolist() if choice != NOT_RUN]
-        signals = {
-            # A sequence predictor speaks once, and so to every token.
-            name: _rounded(values if values.ndim == 1 else values[token])
-            for name, values in probe.signals.items()
-        }
         said = [stretch.label for piece in tokenizer.pieces(choices) for stretch in stretches([piece])]
-        records.append([said, _rounded(probe.confidence[token, :depth]), signals])
-    return records
+        signals = {name: _rounded(values[token]) for name, values in probe.signals.items() if values.ndim == 2}
+        tokens.append([said, _rounded(probe.confidence[token, :depth]), signals])
+    return [tokens, {name: _rounded(values) for name, values in probe.signals.items() if values.ndim == 1}]
 
 
 def tinted_text(tokens: Sequence[str], depths: Sequence[int], label: str, row: int) -> Markup:
@@ -173,5 +168,6 @@ def _token(stretch: Stretch, depth: int, *, first: bool) -> Markup:
     )
 
 
-def _rounded(values: np.ndarray[tuple[int, ...], np.dtype[np.float32]]) -> list[float | None]:
-    return [None if math.isnan(value) else round(value, 3) for value in values.tolist()]
+def _rounded(values: FloatArray) -> list[float]:
+    """Numbers as JSON has them: those of blocks that did not run, at the end, are left out."""
+    return [round(value, 3) for value in values.tolist() if not math.isnan(value)]

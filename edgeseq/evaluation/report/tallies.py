@@ -5,7 +5,6 @@ Dimensions: G groups of tokens, N decoder blocks.
 
 from __future__ import annotations
 
-import itertools
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -14,11 +13,12 @@ import numpy as np
 from edgeseq.evaluation.probing import Probe
 from edgeseq_runtime.arrays import IntArray
 
-MOST_POSITIONS = 20
-"""Tokens from this position on are counted together."""
+_MOST_POSITIONS = 20
+_FEWEST_TOKENS = 20
+_LEAST_SHARE = 0.01
+"""Tokens of later positions are counted together: from the 20th on, or from the first that holds fewer tokens."""
 
-PROBABILITIES = (0.0, 0.2, 0.4, 0.6, 0.8, 0.9, 0.95, 0.99, 1.0)
-"""Limits of the groups of probability: finer where most tokens are."""
+_PROBABILITY_GROUPS = 6
 
 
 @dataclass(frozen=True, eq=False)
@@ -57,22 +57,25 @@ def count_depths(probes: Sequence[Probe], blocks: int) -> Tally:
 
 
 def count_by_position(probes: Sequence[Probe], blocks: int) -> Tally:
-    """Counts tokens by their place in the sentence, from 1."""
+    """Counts tokens by their place in the sentence, from 1; the few that come late as one group."""
     places = np.concatenate([np.arange(len(probe.depths)) for probe in probes])
-    labels = [str(place) for place in range(1, MOST_POSITIONS)]
-    # "20" would promise one position where there are more.
-    labels.append(f"{MOST_POSITIONS}{'+' if len(places) and places.max() >= MOST_POSITIONS else ''}")
+    few = np.bincount(places) < max(_FEWEST_TOKENS, _LEAST_SHARE * len(places))
+    last = min(int(few.argmax()) if few.any() else len(few), _MOST_POSITIONS - 1)
+    labels = [*map(str, range(1, last + 1)), f"{last + 1}+"]
     depths = np.concatenate([probe.depths for probe in probes])
-    return _tally(labels, np.minimum(places, MOST_POSITIONS - 1), depths, blocks)
+    return _tally(labels, np.minimum(places, last), depths, blocks)
 
 
 def count_by_probability(probes: Sequence[Probe], blocks: int) -> Tally:
-    """Counts tokens by the probability that their exit gave them."""
+    """Counts tokens by the probability that their exit gave them: groups of equal size, as far as values differ.
+
+    Labels are the greatest probability of each group.
+    """
     probability = np.concatenate([probe.confidence[np.arange(len(probe.depths)), probe.depths - 1] for probe in probes])
-    # A probability of 1, or by rounding a little more, belongs to the last group.
-    groups = np.clip(np.searchsorted(PROBABILITIES, probability, side="right") - 1, 0, len(PROBABILITIES) - 2)
-    labels = [f"{low:g}–{high:g}" for low, high in itertools.pairwise(PROBABILITIES)]
-    return _tally(labels, groups, np.concatenate([probe.depths for probe in probes]), blocks)
+    limits = np.unique(np.round(np.quantile(probability, np.linspace(0, 1, _PROBABILITY_GROUPS + 1)[1:-1]), 3))
+    labels = [*(f"{limit:g}" for limit in limits), "1"]
+    depths = np.concatenate([probe.depths for probe in probes])
+    return _tally(labels, np.searchsorted(limits, probability), depths, blocks)
 
 
 def _tally(labels: list[str], groups: IntArray, depths: IntArray, blocks: int) -> Tally:
