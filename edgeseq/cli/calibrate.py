@@ -57,7 +57,9 @@ _LEVEL = click.FloatRange(min=0, max=1, min_open=True, max_open=True)
 @click.option("--proposals", type=_COUNT, default=24, show_default=True, help="Most policies to decode per predictor.")
 @click.option("--rounds", type=_COUNT, default=5, show_default=True, help="Times that each policy is timed.")
 @click.option("--timing-sentences", type=_COUNT, default=256, show_default=True, help="Sentences of a timing round.")
-@click.option("--batch-size", type=_COUNT, default=32, show_default=True, help="Sentences decoded together.")
+@click.option(
+    "--batch-size", type=_COUNT, default=32, show_default=True, help="Sentences decoded together, when timing."
+)
 @click.option("--threads", type=_COUNT, default=1, show_default=True, help="Threads of each computation.")
 @click.option(
     "--device",
@@ -130,7 +132,10 @@ def command(
         "ref": str(ref),
         "file": str(path),
         "calibration": result.calibration.model_dump(mode="json"),
-        "measured": [entry.model_dump(mode="json") for entry in result.measured],
+        "measured": [
+            entry.model_dump(mode="json", exclude=None if entry.policy in result.timed else {"ms_per_sentence"})
+            for entry in result.measured
+        ],
     }
     click.echo(json.dumps(document))
 
@@ -150,8 +155,8 @@ def _table(calibration: Calibration) -> list[str]:
     ]
     machine = calibration.machine
     lines.append(
-        f"{calibration.sentences} sentences, {machine.batch_size} at once, {machine.provider}, {machine.threads} of "
-        f"{machine.cpu_count} threads"
+        f"{calibration.sentences} sentences; times at batch size {machine.batch_size}, {machine.provider}, "
+        f"{machine.threads} of {machine.cpu_count} threads"
     )
     lines += [
         f"adaptive:{point.name}: {point.guarantee.describe()}"

@@ -122,7 +122,7 @@ def _describe_calibration(calibration: "Calibration") -> Iterator[str]:
     machine = calibration.machine
     yield ""
     yield (
-        f"Calibrated on {calibration.created}: {calibration.sentences:,} sentences, {machine.batch_size} at once, "
+        f"Calibrated on {calibration.created}: {calibration.sentences:,} sentences; times at batch size {machine.batch_size}, "
         f"{machine.provider}, {machine.threads} of {machine.cpu_count} threads"
     )
     rows: list[tuple[str, MeasuredPolicy]] = [("full", calibration.full_depth)]

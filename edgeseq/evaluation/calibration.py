@@ -14,13 +14,16 @@ from edgeseq_runtime import Translator, __version__
 from edgeseq_runtime.calibration import Calibration, Machine, MeasuredPolicy
 from edgeseq_runtime.sessions import onnxruntime_version
 
+_DECODE_BATCH = 32
+"""For outputs, which on the CPU are the same whatever the batch, and on a GPU almost."""
+
 
 @dataclass(frozen=True)
 class CalibrationSettings:
     """How to measure and what to look for."""
 
     batch_size: int
-    """Sentences decoded together, when scoring and when timing."""
+    """Sentences decoded together when timing."""
     price: Price
     max_bleu_loss: Mapping[str, float]
     """Greatest loss of BLEU against full depth, by the operating point's name."""
@@ -40,7 +43,9 @@ class CalibrationResult:
 
     calibration: Calibration
     measured: list[MeasuredPolicy]
-    """All policies that were decoded on the calibration text, those that were not timed in rounds included."""
+    """All policies that were decoded on the calibration text."""
+    timed: frozenset[str]
+    """Those of them whose times are from timing rounds; that of the others is from a decode in large batches."""
 
 
 def calibrate(
@@ -62,9 +67,9 @@ def calibrate(
     if terms is not None:
         text, tests = part_text(text, terms, settings.seed)
     policies = propose_policies(
-        translator, text.sources, kept=settings.proposals, batch_size=settings.batch_size, seed=settings.seed
+        translator, text.sources, kept=settings.proposals, batch_size=_DECODE_BATCH, seed=settings.seed
     )
-    decoded = decode_policies(translator, text, policies, settings.batch_size)
+    decoded = decode_policies(translator, text, policies, _DECODE_BATCH)
     measured = [entry.measured for entry in decoded]
     timed = time_policies(
         translator,
@@ -76,7 +81,7 @@ def calibrate(
     points = choose_points(timed, settings.max_bleu_loss, settings.price)
     if terms is not None and tests is not None:
         ordered = order_for_tests(decoded, timed, text, terms.loss, settings.price)
-        points.append(guarantee_point(translator, ordered, full_depth(timed), tests, settings.batch_size, terms))
+        points.append(guarantee_point(translator, ordered, full_depth(timed), tests, _DECODE_BATCH, terms))
     by_policy = {entry.policy: entry for entry in timed}
     calibration = Calibration(
         edgeseq_version=__version__,
@@ -94,4 +99,6 @@ def calibrate(
         full_depth=full_depth(timed),
         points=points,
     )
-    return CalibrationResult(calibration, [by_policy.get(entry.policy, entry) for entry in measured])
+    return CalibrationResult(
+        calibration, [by_policy.get(entry.policy, entry) for entry in measured], frozenset(by_policy)
+    )

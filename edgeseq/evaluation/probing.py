@@ -39,7 +39,7 @@ class Probe:
     choices: IntArray
     """(T, N): the token that each exit takes for the best, after the tokens before it."""
     confidence: FloatArray
-    """(T, N): its probability."""
+    """(T, N): its probability; below N the largest of all pieces, as the policy of that name has it."""
     signals: dict[str, FloatArray]
     """What each predictor of the bundle says: kind halting (T, N-1) its chi; multinomial (T, N) and sequence (N,) its
     distribution over depths."""
