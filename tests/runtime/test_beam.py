@@ -15,9 +15,10 @@ from edgeseq_runtime.errors import InputError
 from edgeseq_runtime.policy import DepthPolicy, FixedDepth
 from edgeseq_runtime.search import Hypothesis, greedy
 from edgeseq_runtime.tokenizer import BOS_ID, EOS_ID, PAD_ID
+from tiny_bundle import tiny_facts
 
 VOCAB = 7
-POLICY = FixedDepth(1, "1")
+POLICY = FixedDepth("1", tiny_facts(), 1)
 
 
 @dataclass

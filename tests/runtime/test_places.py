@@ -121,8 +121,7 @@ def check_form(indices: Indices) -> None:
 
 
 def layout_of(kernel_sizes: list[int]) -> Layout:
-    halting = "none" if len(kernel_sizes) == 1 else "per_block"
-    return Layout(tiny_facts(decoder_kernel_sizes=kernel_sizes, convolution_heads=HEADS, halting=halting))
+    return Layout(tiny_facts(decoder_kernel_sizes=kernel_sizes, convolution_heads=HEADS))
 
 
 def simulate(layout: Layout, seed: int) -> Simulation:

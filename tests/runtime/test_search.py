@@ -10,9 +10,10 @@ import pytest
 from edgeseq_runtime.policy import DepthPolicy, FixedDepth
 from edgeseq_runtime.search import greedy, greedy_steps, output_limit
 from edgeseq_runtime.tokenizer import BOS_ID, EOS_ID, PAD_ID
+from tiny_bundle import tiny_facts
 
 VOCAB = 8
-POLICY = FixedDepth(1, "1")
+POLICY = FixedDepth("1", tiny_facts(), 1)
 
 
 @dataclass
