@@ -85,7 +85,7 @@ class Point:
 
 @dataclass(frozen=True)
 class Series:
-    """Points that belong together, joined by a line in the order of x."""
+    """Points that belong together, joined by a line in their order."""
 
     name: str
     points: list[Point]
@@ -103,13 +103,12 @@ def scatter(title: str, x_axis: Axis, y_axis: Axis, series: Sequence[Series]) ->
     lines, markers, labels = [], [], []
     for number, one in enumerate(series):
         style = f"series-{number % len(SHAPES)}"
-        points = sorted(one.points, key=lambda point: (point.x, point.y))
-        places = [(_percent(x_axis.share(point.x)), _vertical(y_axis.share(point.y))) for point in points]
+        places = [(_percent(x_axis.share(point.x)), _vertical(y_axis.share(point.y))) for point in one.points]
         lines += [
             element("line", x1=x1, y1=y1, x2=x2, y2=y2, class_=f"{style} join")
             for (x1, y1), (x2, y2) in itertools.pairwise(places)
         ]
-        for point, (x, y) in zip(points, places, strict=True):
+        for point, (x, y) in zip(one.points, places, strict=True):
             shape = f"#{SHAPES[number % len(SHAPES)]}"
             # A <title> is shown by browsers when its parent is pointed at; a group may hold both.
             mark = element("use", href=shape, x=x, y=y, class_=style)

@@ -21,6 +21,8 @@ _SETTINGS = 5
 _MOST_TOKENS = 20_000
 _CANDIDATES = 400
 _DECIMALS = 3
+_ONCE = ("multinomial", "sequence")
+"""Kinds that choose a depth for good, from a distribution over depths."""
 
 
 def policies_by_predictor(manifest: Manifest, probes: Sequence[Probe]) -> dict[str, list[str]]:
@@ -41,7 +43,7 @@ def policies_by_predictor(manifest: Manifest, probes: Sequence[Probe]) -> dict[s
     kinds[CONFIDENCE] = CONFIDENCE
     chosen = {}
     for name, kind in kinds.items():
-        once = kind in {"multinomial", "sequence"}
+        once = kind in _ONCE
         signals = _signals(name, kind, probes)[:_MOST_TOKENS]
         policies = [f"{name}:{setting:g}" for setting in spread_settings(signals, blocks, reaches=once)]
         chosen[name] = [name, *policies] if once else policies
@@ -75,10 +77,8 @@ def _signals(name: str, kind: str, probes: Sequence[Probe]) -> Signals:
     """What tells each token to stop after blocks 1 to N-1: (T, N-1)."""
     if kind == CONFIDENCE:
         return np.concatenate([probe.confidence for probe in probes])[:, :-1]
-    if kind == "halting":
-        return np.concatenate([probe.signals[name] for probe in probes])
     if kind == "sequence":
-        distributions = np.concatenate([np.tile(probe.signals[name], (len(probe.tokens), 1)) for probe in probes])
+        signals = np.concatenate([np.tile(probe.signals[name], (len(probe.tokens), 1)) for probe in probes])
     else:
-        distributions = np.concatenate([probe.signals[name] for probe in probes])
-    return np.cumsum(distributions, axis=1)[:, :-1]
+        signals = np.concatenate([probe.signals[name] for probe in probes])
+    return np.cumsum(signals, axis=1)[:, :-1] if kind in _ONCE else signals

@@ -7,11 +7,18 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from edgeseq.errors import DataError
+from edgeseq.evaluation.measuring import time_policies
 from edgeseq.evaluation.policies import PolicyResult, evaluate_policies
 from edgeseq.evaluation.probing import Probe, probe_texts
 from edgeseq.evaluation.report.dials import policies_by_predictor
 from edgeseq_runtime import Translator
+from edgeseq_runtime.calibration import MeasuredPolicy
 from edgeseq_runtime.policy_names import DEFAULT_POINT
+
+ROUNDS = 5
+"""Times that each policy is timed, all of them in turn: one run each would measure what else the machine does."""
+
+_TIMED_SENTENCES = 250
 
 _LOGGER = logging.getLogger(__name__)
 
@@ -32,6 +39,10 @@ class Measurements:
 
     results: list[PolicyResult]
     """Fixed depths, the settings of each predictor, operating points, and what is shown; each policy once."""
+    milliseconds: dict[str, float]
+    """Wall time per sentence of each policy, by its full name: the median of ROUNDS."""
+    timed_sentences: int
+    """Sentences of a round."""
     points: dict[str, list[str]]
     """Names of operating points, as in ``adaptive:NAME``, by their policy in full."""
     full: list[Probe]
@@ -83,6 +94,7 @@ def measure(
     names += [policy for policies in by_predictor.values() for policy in policies]
     names += [*bundle.operating_points.values(), *shown_names]
     results = evaluate_policies(translator, sources, references, _different(translator, names), batch_size)
+    timed = sources[:: max(1, len(sources) // _TIMED_SENTENCES)][:_TIMED_SENTENCES]
     points: dict[str, list[str]] = {}
     for name, policy in bundle.operating_points.items():
         points.setdefault(_full_name(translator, policy), []).append(name)
@@ -91,7 +103,26 @@ def measure(
         _LOGGER.info("every exit that %s reaches", name)
         probes = probe_texts(bundle, translator.engine, sources, batch_size, bundle.policy(name))
         shown.append(ShownPolicy(name, probes))
-    return Measurements(results, points, full, shown)
+    milliseconds = _time(translator, results, timed, batch_size)
+    return Measurements(results, milliseconds, len(timed), points, full, shown)
+
+
+def _time(
+    translator: Translator, results: Sequence[PolicyResult], sources: Sequence[str], batch_size: int
+) -> dict[str, float]:
+    measured = [
+        MeasuredPolicy(
+            policy=result.depth,
+            bleu=result.scores.bleu,
+            chrf=result.scores.chrf,
+            average_depth=result.average_depth,
+            flops_per_token=result.flops_per_token,
+            ms_per_sentence=1000 * result.seconds / result.sentences,
+        )
+        for result in results
+    ]
+    timed = time_policies(translator, sources, measured, batch_size, ROUNDS)
+    return {entry.policy: entry.ms_per_sentence for entry in timed}
 
 
 def _default_policy(translator: Translator, by_predictor: dict[str, list[str]]) -> str:
