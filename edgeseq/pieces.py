@@ -7,6 +7,7 @@ from dataclasses import dataclass
 
 _SPACE = "▁"
 _END = "</s>"
+_UNKNOWN = "<unk>"
 
 
 @dataclass(frozen=True)
@@ -36,6 +37,9 @@ def stretches(tokens: Sequence[str]) -> list[Stretch]:
     for token in tokens:
         if token == _END:
             found.append(Stretch("", space_before=bool(found), is_end=True))
+            continue
+        if token == _UNKNOWN:  # SentencePiece writes it so, parted from its neighbours
+            found.append(Stretch("⁇", space_before=bool(found), is_end=False))
             continue
         space = token.startswith(_SPACE) and bool(found)
         found.append(Stretch(token.removeprefix(_SPACE).replace(_SPACE, " "), space_before=space, is_end=False))

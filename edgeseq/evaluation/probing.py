@@ -141,9 +141,10 @@ class _Recorder:
         assert step.log_probabilities is not None, "scores were asked for"
         choices = self._spread(self.choices, step.depths, self.blocks, np.int64(NOT_RUN))
         confidence = self._spread(self.confidence, step.depths, self.blocks, np.float32(np.nan))
-        last = step.depths == self.blocks  # after it nothing is decided, so nothing was noted
-        choices[last, -1] = step.tokens[last]
-        confidence[last, -1] = np.exp(step.log_probabilities[last])
+        # What was said is known of the last block too, after which nothing is decided and nothing was noted.
+        said = np.arange(len(step.tokens)), step.depths - 1
+        choices[said] = step.tokens
+        confidence[said] = np.exp(step.log_probabilities)
         signals = {
             name: self._spread(parts, step.depths, self.blocks - 1, np.float32(np.nan))
             for name, parts in self.halting.items()

@@ -3,6 +3,7 @@
 import warnings
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
+from types import SimpleNamespace
 from typing import ClassVar
 
 from edgeseq_runtime.beam import BeamOptions
@@ -36,6 +37,7 @@ class FakeTranslator:
     calls: ClassVar[list[dict[str, object]]] = []
     lines: ClassVar[list[str]] = []
     error: ClassVar[BaseException] = BundleError("bundle 'b' is broken")
+    manifest = SimpleNamespace(model=SimpleNamespace(decoder_blocks=6))
 
     def __init__(self, path: str, **settings: object) -> None:
         self.calls.append({"path": path, **settings})

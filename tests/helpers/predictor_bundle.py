@@ -8,14 +8,14 @@ import numpy as np
 from edgeseq_runtime.bundle import describe_file
 from edgeseq_runtime.manifest import MANIFEST_FILE
 from edgeseq_runtime.safetensors import read_safetensors
-from tiny_bundle import safetensors_bytes, write_tiny_bundle
+from tiny_bundle import PREDICTORS, safetensors_bytes, write_tiny_bundle
 
 _FILE = "predictors.safetensors"
 
 
 def write_predictor_bundle(path: Path) -> Path:
     """Writes the tiny bundle, adds a multinomial and a sequence predictor of random weights, and returns its path."""
-    write_tiny_bundle(path)
+    write_tiny_bundle(path, predictors=PREDICTORS[:1])
     manifest = json.loads((path / MANIFEST_FILE).read_text(encoding="utf-8"))
     tensors = read_safetensors((path / _FILE).read_bytes(), _FILE)
     generator = np.random.default_rng(4)

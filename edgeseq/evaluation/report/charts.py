@@ -255,15 +255,14 @@ def _x_title(title: str, height: int) -> Markup:
 
 
 def _labels(labels: Sequence[tuple[float, float, str]]) -> list[Markup]:
-    """Writes labels above their points, or below where one that is near stands above."""
-    placed: list[tuple[float, bool]] = []
-    texts = []
+    """Writes labels to the lower right of their points, where curves of quality against cost leave room."""
+    texts, last, below = [], -1.0, 0
     for x, y, label in sorted(labels):
-        above = not any(is_above and x - other < _LABEL_WIDTH for other, is_above in placed)
-        placed.append((x, above))
-        side = "end" if x > 1 - _LABEL_WIDTH / 2 else "start" if x < _LABEL_WIDTH / 2 else "middle"
-        dy = -15 if above else 24
-        texts.append(element("text", label, x=_percent(x), y=f"{float(_vertical(y)) + dy:.1f}", class_=f"label {side}"))
+        below = below + 1 if x - last < _LABEL_WIDTH else 0  # one line lower than a label that is near
+        last = x
+        at_edge = x > 1 - _LABEL_WIDTH
+        place = {"x": _percent(x), "y": _vertical(y), "dx": -8 if at_edge else 8, "dy": 24 + 18 * below}
+        texts.append(element("text", label, **place, class_=f"label {'end' if at_edge else 'start'}"))
     return texts
 
 

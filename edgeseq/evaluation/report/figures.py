@@ -63,15 +63,8 @@ def depth_figures(policy: str, probes: Sequence[Probe], blocks: int) -> list[Mar
     by_position, by_probability = count_by_position(probes, blocks), count_by_probability(probes, blocks)
     return [
         _histogram_figure(policy, count_depths(probes, blocks)),
-        _group_figure(
-            "Depth by position in the sentence", by_position, "position", "position (pieces; the end counts)"
-        ),
-        _group_figure(
-            "Depth against confidence",
-            by_probability,
-            "probability up to",
-            "probability of the token at its exit, up to",
-        ),
+        _group_figure("Depth by position in the sentence", by_position, "position (pieces; the end counts)"),
+        _group_figure("Depth against confidence", by_probability, "probability of the token at its exit, up to"),
     ]
 
 
@@ -99,31 +92,31 @@ def _histogram_figure(policy: str, tally: Tally) -> Markup:
     return _figure(title, chart, _details(data))
 
 
-def _group_figure(start: str, tally: Tally, what: str, x_title: str) -> Markup:
-    title = f"{start}: {_extremes(tally, what)}"
-    labels = [f"{what} {label}" for label in tally.labels]
+def _group_figure(start: str, tally: Tally, x_title: str) -> Markup:
+    title = f"{start}: {_extremes(tally)}"
     panels = element(
         "div",
-        charts.depth_panels(f"Average depth. {title}", labels, tally.averages, tally.shares),
+        charts.depth_panels(f"Average depth. {title}", tally.names, tally.averages, tally.shares),
         charts.share_bars(f"Shares of depths. {title}", tally.labels, tally.shares, x_title),
     )
     blocks = tally.counts.shape[1]
-    header = [what, "tokens", "average depth", *(f"% at {depth}" for depth in range(1, blocks + 1))]
+    header = ["tokens at", "number", "average depth", *(f"% at {depth}" for depth in range(1, blocks + 1))]
     rows = [
-        [label, f"{tokens:,}", f"{average:.2f}", *(f"{100 * share:.1f}" for share in shares)]
-        for label, tokens, average, shares in zip(tally.labels, tally.tokens, tally.averages, tally.shares, strict=True)
+        [name, f"{tokens:,}", f"{average:.2f}", *(f"{100 * share:.1f}" for share in shares)]
+        for name, tokens, average, shares in zip(tally.names, tally.tokens, tally.averages, tally.shares, strict=True)
     ]
     return _figure(title, panels, _details(table(title, header, rows)))
 
 
-def _extremes(tally: Tally, what: str) -> str:
+def _extremes(tally: Tally) -> str:
     averages = tally.averages
     low, high = averages.index(min(averages)), averages.index(max(averages))
     if averages[low] == averages[high]:
         return f"{averages[low]:.2f} blocks everywhere"
+    first, second = sorted((low, high))  # in the order in which the chart shows them
     return (
-        f"from {averages[low]:.2f} blocks at {what} {tally.labels[low]} to {averages[high]:.2f} at {what} "
-        f"{tally.labels[high]}"
+        f"{averages[first]:.2f} blocks on average at {tally.names[first]}, {averages[second]:.2f} at "
+        f"{tally.names[second]}"
     )
 
 

@@ -25,8 +25,10 @@ _PROBABILITY_GROUPS = 6
 class Tally:
     """How many tokens of each group stopped at each depth; groups without tokens are left out."""
 
+    names: list[str]
+    """Of the G groups, in words."""
     labels: list[str]
-    """Of the G groups."""
+    """The same, as short as an axis wants them."""
     counts: IntArray
     """(G, N)."""
 
@@ -53,7 +55,7 @@ class Tally:
 def count_depths(probes: Sequence[Probe], blocks: int) -> Tally:
     """Counts all tokens as one group."""
     depths = np.concatenate([probe.depths for probe in probes])
-    return _tally(["all tokens"], np.zeros(len(depths), dtype=np.int64), depths, blocks)
+    return _tally(["all tokens"], ["all"], np.zeros(len(depths), dtype=np.int64), depths, blocks)
 
 
 def count_by_position(probes: Sequence[Probe], blocks: int) -> Tally:
@@ -63,7 +65,7 @@ def count_by_position(probes: Sequence[Probe], blocks: int) -> Tally:
     last = min(int(few.argmax()) if few.any() else len(few), _MOST_POSITIONS - 1)
     labels = [*map(str, range(1, last + 1)), f"{last + 1}+"]
     depths = np.concatenate([probe.depths for probe in probes])
-    return _tally(labels, np.minimum(places, last), depths, blocks)
+    return _tally([f"position {label}" for label in labels], labels, np.minimum(places, last), depths, blocks)
 
 
 def count_by_probability(probes: Sequence[Probe], blocks: int) -> Tally:
@@ -74,12 +76,13 @@ def count_by_probability(probes: Sequence[Probe], blocks: int) -> Tally:
     probability = np.concatenate([probe.confidence[np.arange(len(probe.depths)), probe.depths - 1] for probe in probes])
     limits = np.unique(np.round(np.quantile(probability, np.linspace(0, 1, _PROBABILITY_GROUPS + 1)[1:-1]), 3))
     labels = [*(f"{limit:g}" for limit in limits), "1"]
+    names = [*(f"a probability up to {limit:g}" for limit in limits), f"one above {limits[-1]:g}"]
     depths = np.concatenate([probe.depths for probe in probes])
-    return _tally(labels, np.searchsorted(limits, probability), depths, blocks)
+    return _tally(names, labels, np.searchsorted(limits, probability), depths, blocks)
 
 
-def _tally(labels: list[str], groups: IntArray, depths: IntArray, blocks: int) -> Tally:
+def _tally(names: list[str], labels: list[str], groups: IntArray, depths: IntArray, blocks: int) -> Tally:
     counts = np.zeros((len(labels), blocks), dtype=np.int64)
     np.add.at(counts, (groups, depths - 1), 1)
     present = counts.sum(axis=1).nonzero()[0]
-    return Tally([labels[group] for group in present], counts[present])
+    return Tally([names[group] for group in present], [labels[group] for group in present], counts[present])
