@@ -25,14 +25,16 @@ class DepthView:
         self._blocks = blocks
         self._tinted = tinted
 
-    def line(self, tokens: Sequence[str], depths: Sequence[int]) -> str:
+    def line(self, tokens: Sequence[str], depths: Sequence[int], prefix: Sequence[str]) -> str:
         """Write a translation.
 
         Args:
             tokens: Its pieces.
             depths: Of each.
+            prefix: Pieces of the beginning that was given, which has no depths: written as it is.
         """
-        shown = [pair for pair in zip(stretches(tokens), depths, strict=True) if not pair[0].is_end]
+        every = [*[None] * len(prefix), *depths]
+        shown = [pair for pair in zip(stretches([*prefix, *tokens]), every, strict=True) if not pair[0].is_end]
         return "".join(self._token(stretch, depth, first=place == 0) for place, (stretch, depth) in enumerate(shown))
 
     def legend(self, *, tinted: bool) -> str:
@@ -47,7 +49,9 @@ class DepthView:
         swatches = [self._tint(f" {depth} ", depth) if tinted else str(depth) for depth in depths]
         return f"depth: {' '.join(swatches)} (darker is deeper)"
 
-    def _token(self, stretch: Stretch, depth: int, *, first: bool) -> str:
+    def _token(self, stretch: Stretch, depth: int | None, *, first: bool) -> str:
+        if depth is None:
+            return " " * stretch.space_before + stretch.text
         if self._tinted:
             return " " * stretch.space_before + self._tint(stretch.text or " ", depth)
         gap = "" if first else " " if stretch.space_before else _JOINT

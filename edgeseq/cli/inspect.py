@@ -9,7 +9,7 @@ import click
 if TYPE_CHECKING:
     from edgeseq_runtime.bundle import Bundle
     from edgeseq_runtime.calibration import Calibration, MeasuredPolicy
-    from edgeseq_runtime.manifest import Manifest
+    from edgeseq_runtime.manifest import Manifest, ModelFacts
 
 _LABEL_WIDTH = 11
 
@@ -70,8 +70,6 @@ def describe(bundle: "Bundle") -> Iterator[str]:
 
 def _describe_model(manifest: "Manifest") -> Iterator[str]:
     model = manifest.model
-    kernels = " ".join(str(size) for size in model.decoder_kernel_sizes)
-    gate = ", gated (GLU)" if model.glu else ""
     yield _field(
         "Model",
         f"{model.parameters:,} parameters, width {model.dim}, {model.norm}-norm, {model.heads} attention heads",
@@ -79,11 +77,19 @@ def _describe_model(manifest: "Manifest") -> Iterator[str]:
     yield _field("Encoder", f"{model.encoder_blocks} blocks")
     yield _field(
         "Decoder",
-        f"{model.decoder_blocks} blocks, {model.convolution} convolution{gate}, "
-        f"{model.convolution_heads} heads, kernel sizes {kernels}, "
+        f"{model.decoder_blocks} blocks, {_describe_mixer(model)}, "
         f"feed-forward {model.feed_forward_dim}, exit heads {model.head}",
     )
     yield _field("Tokenizer", f"{manifest.tokenizer.pieces:,} pieces")
+
+
+def _describe_mixer(model: "ModelFacts") -> str:
+    if model.mixer == "attention":
+        windows = " ".join(str(reach) if reach else "all" for reach in model.decoder_reaches)
+        return f"self-attention, {model.heads} heads, windows {windows}"
+    gate = ", gated (GLU)" if model.glu else ""
+    kernels = " ".join(map(str, model.decoder_reaches))
+    return f"{model.mixer} convolution{gate}, {model.convolution_heads} heads, kernel sizes {kernels}"
 
 
 def _describe_quality(manifest: "Manifest") -> Iterator[str]:
@@ -122,8 +128,8 @@ def _describe_calibration(calibration: "Calibration") -> Iterator[str]:
     machine = calibration.machine
     yield ""
     yield (
-        f"Calibrated on {calibration.created}: {calibration.sentences:,} sentences; times at batch size {machine.batch_size}, "
-        f"{machine.provider}, {machine.threads} of {machine.cpu_count} threads"
+        f"Calibrated on {calibration.created}: {calibration.sentences:,} sentences; times at batch size "
+        f"{machine.batch_size}, {machine.provider}, {machine.threads} of {machine.cpu_count} threads"
     )
     rows: list[tuple[str, MeasuredPolicy]] = [("full", calibration.full_depth)]
     rows += [(f"adaptive:{point.name} = {point.policy}", point) for point in calibration.points]

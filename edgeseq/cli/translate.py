@@ -122,6 +122,13 @@ INPUT_REPAIRED = 2
     "number after it. How to read it stands on stderr.",
 )
 @click.option(
+    "--prefix",
+    "prefix_path",
+    metavar="FILE",
+    help="What each translation has to begin with, one line per input line, blank for none; whole words "
+    "work best. It counts in no length, depth or score.",
+)
+@click.option(
     "--trace",
     "trace_path",
     metavar="FILE.jsonl",
@@ -143,6 +150,7 @@ def command(
     min_length: int,
     no_repeat_ngram: int,
     show_depth: bool,
+    prefix_path: str | None,
     trace_path: str | None,
 ) -> None:
     r"""Translate text with a bundle: one line out per line in, a blank line for a blank one.
@@ -165,11 +173,14 @@ def command(
         stack.enter_context(_warnings_as_lines())
         output = stack.enter_context(open_output(output_path))
         trace = stack.enter_context(open_output(trace_path)) if trace_path else None
+        prefixes = stack.enter_context(LenientLines(prefix_path)) if prefix_path else None
         view = _start_view(translator.manifest.model.decoder_blocks, output_path) if show_depth else None
-        results = translator.translate_iter(lines, batch_size=batch_size, max_length=max_length, beam=beam)
+        results = translator.translate_iter(
+            lines, batch_size=batch_size, max_length=max_length, beam=beam, prefixes=prefixes
+        )
         for number, result in enumerate(results, start=1):
             if view:
-                output.write(view.line(result.tokens, result.depths))
+                output.write(view.line(result.tokens, result.depths, result.prefix))
             elif n_best == 1:
                 output.write(result.text)
             else:

@@ -14,6 +14,7 @@ from edgeseq.evaluation.probing import Probe, probe_texts
 from edgeseq.evaluation.proposals import DRAWS, Proposal, propose_dial, propose_thresholds
 from edgeseq_runtime import Translator
 from edgeseq_runtime.calibration import CalibratedPoint, MeasuredPolicy
+from edgeseq_runtime.manifest import THRESHOLD_KINDS
 from edgeseq_runtime.policy import CONFIDENCE
 
 MAX_BLEU_LOSS: Mapping[str, float] = {"best": 0.1, "balanced": 0.5, "fast": 1.5}
@@ -59,7 +60,7 @@ def propose_policies(
         raise CalibrationError(f"all {len(sources)} sentences are blank; give text to calibrate on")
     kinds: dict[str, str] = {entry.name: entry.kind for entry in manifest.predictors}
     for name, kind in [*kinds.items(), (CONFIDENCE, CONFIDENCE)]:
-        if kind in {"multinomial", "sequence"}:
+        if kind != CONFIDENCE and kind not in THRESHOLD_KINDS:
             policies.append(name)  # the depth of greatest probability, which no setting of the dial gives
         proposals = _propose(name, kind, probes, np.random.default_rng(seed), draws, kept)
         _LOGGER.info("%s: %d proposals from %d draws", name, len(proposals), draws)
@@ -125,7 +126,7 @@ def _propose(
         signals = np.concatenate([np.tile(probe.signals[name], (len(probe.tokens), 1)) for probe in probes])
     else:
         signals = np.concatenate([probe.signals[name] for probe in probes])
-    asked = kind in {CONFIDENCE, "halting"}
+    asked = kind == CONFIDENCE or kind in THRESHOLD_KINDS
     return (propose_thresholds if asked else propose_dial)(name, signals, agrees, generator, draws, kept)
 
 

@@ -15,8 +15,9 @@ import numpy as np
 from edgeseq_runtime.arrays import AnyArray, FloatArray, IntArray
 from edgeseq_runtime.bundle import Bundle
 from edgeseq_runtime.engine import Engine
+from edgeseq_runtime.manifest import THRESHOLD_KINDS
 from edgeseq_runtime.policy import DepthPolicy, FixedDepth, largest_probability
-from edgeseq_runtime.predictors import DepthClassifier, HaltingUnits, Predictor, mean_memory
+from edgeseq_runtime.predictors import CertaintyUnits, DepthClassifier, HaltingUnits, Predictor, mean_memory
 from edgeseq_runtime.search import Emission, greedy_steps, output_limit
 from edgeseq_runtime.state import padded_length
 from edgeseq_runtime.tokenizer import BOS_ID, EOS_ID, PAD_ID
@@ -39,10 +40,10 @@ class Probe:
     choices: IntArray
     """(T, N): the token that each exit takes for the best, after the tokens before it."""
     confidence: FloatArray
-    """(T, N): its probability; below N the largest of all pieces, as the policy of that name has it."""
+    """(T, N): its probability; below the token's depth the largest of all pieces, as the policy of that name has it."""
     signals: dict[str, FloatArray]
-    """What each predictor of the bundle says: kind halting (T, N-1) its chi; multinomial (T, N) and sequence (N,) its
-    distribution over depths."""
+    """What each predictor of the bundle says: kinds halting and certainty (T, N-1) their chi; multinomial (T, N) and
+    sequence (N,) its distribution over depths."""
 
 
 def probe_texts(
@@ -92,15 +93,16 @@ class _Recorder:
     choices: list[IntArray] = field(default_factory=list)
     """Of the current step, one (rows,) per block that has run, the last excepted; the others alike."""
     confidence: list[FloatArray] = field(default_factory=list)
-    halting: dict[str, list[FloatArray]] = field(default_factory=dict)
+    stopping: dict[str, list[FloatArray]] = field(default_factory=dict)
     multinomial: dict[str, FloatArray] = field(default_factory=dict)
     sequence: dict[str, FloatArray] = field(default_factory=dict)
     """Of the batch, (R, N) each."""
 
     def limits(self, memory: FloatArray, lengths: IntArray) -> IntArray:
-        for name, predictor in self._of_kind("sequence"):
-            assert isinstance(predictor, DepthClassifier), "a sequence predictor is a classifier"
-            self.sequence[name] = predictor.probabilities(mean_memory(memory, lengths))
+        means = mean_memory(memory, lengths)
+        for name, predictor in self.predictors.items():
+            if isinstance(predictor, DepthClassifier) and self.kinds[name] == "sequence":
+                self.sequence[name] = predictor.probabilities(means)
         return self.policy.limits(memory, lengths)
 
     def decides(self, block: int) -> bool:
@@ -112,12 +114,12 @@ class _Recorder:
         allowed = logits.copy()
         allowed[:, [PAD_ID, BOS_ID]] = -np.inf
         self.choices.append(allowed.argmax(axis=-1))
-        for name, predictor in self._of_kind("halting"):
-            assert isinstance(predictor, HaltingUnits), "a halting predictor has units"
-            self.halting.setdefault(name, []).append(predictor.probabilities(block, exit_states))
-        for name, predictor in self._of_kind("multinomial"):
-            assert isinstance(predictor, DepthClassifier), "a multinomial predictor is a classifier"
-            if block == 1:
+        for name, predictor in self.predictors.items():
+            if isinstance(predictor, HaltingUnits):
+                self.stopping.setdefault(name, []).append(predictor.probabilities(block, exit_states))
+            elif isinstance(predictor, CertaintyUnits):
+                self.stopping.setdefault(name, []).append(predictor.probabilities(block, logits))
+            elif block == 1 and self.kinds[name] == "multinomial":
                 self.multinomial[name] = predictor.probabilities(exit_states)
         if not self.policy.decides(block):
             return np.full(len(exit_states), self.blocks, dtype=np.int64)
@@ -147,9 +149,9 @@ class _Recorder:
         confidence[said] = np.exp(step.log_probabilities)
         signals = {
             name: self._spread(parts, step.depths, self.blocks - 1, np.float32(np.nan))
-            for name, parts in self.halting.items()
+            for name, parts in self.stopping.items()
         } | self.multinomial
-        self.choices, self.confidence, self.halting, self.multinomial = [], [], {}, {}
+        self.choices, self.confidence, self.stopping, self.multinomial = [], [], {}, {}
         return [
             _Row(
                 int(step.tokens[row]),
@@ -181,9 +183,6 @@ class _Recorder:
             | {name: distributions[index] for name, distributions in self.sequence.items()},
         )
 
-    def _of_kind(self, kind: str) -> list[tuple[str, Predictor]]:
-        return [(name, predictor) for name, predictor in self.predictors.items() if self.kinds[name] == kind]
-
 
 @dataclass(frozen=True)
 class _Row:
@@ -193,7 +192,7 @@ class _Row:
     depth: int
     choices: IntArray  # (N,)
     confidence: FloatArray  # (N,)
-    signals: dict[str, FloatArray]  # halting (N-1,), multinomial (N,)
+    signals: dict[str, FloatArray]  # halting and certainty (N-1,), multinomial (N,)
 
 
 def _source_ids(bundle: Bundle, text: str) -> list[int]:
@@ -202,7 +201,8 @@ def _source_ids(bundle: Bundle, text: str) -> list[int]:
 
 
 def _blank(blocks: int, kinds: Mapping[str, str]) -> Probe:
-    shapes = {"halting": (0, blocks - 1), "multinomial": (0, blocks), "sequence": (blocks,)}
+    stopping = dict.fromkeys(THRESHOLD_KINDS, (0, blocks - 1))
+    shapes: dict[str, tuple[int, ...]] = {**stopping, "multinomial": (0, blocks), "sequence": (blocks,)}
     return Probe(
         source=[],
         tokens=[],

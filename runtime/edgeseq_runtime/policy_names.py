@@ -5,9 +5,10 @@ from collections.abc import Mapping
 
 from edgeseq_runtime.calibration import Calibration
 from edgeseq_runtime.errors import PolicyError
-from edgeseq_runtime.manifest import Manifest
+from edgeseq_runtime.manifest import THRESHOLD_KINDS, Manifest
 from edgeseq_runtime.policy import (
     CONFIDENCE,
+    Certainty,
     Confidence,
     DepthPolicy,
     FixedDepth,
@@ -16,7 +17,7 @@ from edgeseq_runtime.policy import (
     SequenceDepth,
     Thresholds,
 )
-from edgeseq_runtime.predictors import HaltingUnits, Predictor
+from edgeseq_runtime.predictors import CertaintyUnits, HaltingUnits, Predictor
 
 DEFAULT_POINT = "default"
 """The operating point that ``adaptive`` stands for."""
@@ -68,7 +69,7 @@ def available_policies(manifest: Manifest, calibration: Calibration | None = Non
     full_depth = manifest.model.decoder_blocks
     names = ["full", "1" if full_depth == 1 else f"1 to {full_depth}"]
     for entry in manifest.predictors:
-        if entry.kind == "halting":
+        if entry.kind in THRESHOLD_KINDS:
             names.append(f"{entry.name}:T with T from 0 to 1")
         else:
             names.append(f"{entry.name} or {entry.name}:T with T from 0 to 1")
@@ -122,6 +123,8 @@ def _named_policy(name: str, argument: str, manifest: Manifest, predictors: Mapp
     predictor = predictors[name]
     if isinstance(predictor, HaltingUnits):
         return Halting(name, model, predictor, _thresholds(name, argument, model.decoder_blocks))
+    if isinstance(predictor, CertaintyUnits):
+        return Certainty(name, model, predictor, _thresholds(name, argument, model.decoder_blocks))
     quantile = _probability(argument) if argument else None
     policy = Multinomial if entry.kind == "multinomial" else SequenceDepth
     return policy(name, model, predictor, quantile)

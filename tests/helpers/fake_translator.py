@@ -19,6 +19,7 @@ class FakeTranslation:
     depths: list[int]
     score: float | None = None
     token_scores: list[float] | None = None
+    prefix: list[str] = field(default_factory=list)
     alternatives: list["FakeTranslation"] = field(default_factory=list)
 
 

@@ -9,7 +9,7 @@ from torch import Tensor
 from edgeseq.config import ModelConfig, PredictorConfig, StackConfig
 from edgeseq.models import Seq2Seq, build_model
 from edgeseq.modules import DepthPredictor, HaltingUnits
-from edgeseq.modules.predictors import mean_memory
+from edgeseq.modules.predictors import LinearUnits, mean_memory
 from ramp import fill_with_ramp
 
 VOCAB_SIZE = 24
@@ -56,7 +56,7 @@ def balance_predictors(model: Seq2Seq) -> Seq2Seq:
     memory = model.encoder(tokens, None)
     states = model.decoder(tokens.flip(1), memory, None)
     for name in model.predictors:
-        predictor = model.predictor(name)
+        predictor = linear_units(model, name)
         predictor.bias.zero_()
         if isinstance(predictor, HaltingUnits):
             logits = predictor(states).flatten(0, -2)
@@ -67,6 +67,13 @@ def balance_predictors(model: Seq2Seq) -> Seq2Seq:
             predictor.weight.mul_(1.5 / (scores - scores.mean(dim=0)).std())
             predictor.bias.copy_(-_scores(predictor, states, memory).mean(dim=0))
     return model
+
+
+def linear_units(model: Seq2Seq, name: str) -> LinearUnits:
+    """A predictor of a model that is a table of linear units."""
+    predictor = model.predictor(name)
+    assert isinstance(predictor, LinearUnits)
+    return predictor
 
 
 def _scores(classifier: DepthPredictor, states: list[Tensor], memory: Tensor) -> Tensor:

@@ -35,7 +35,7 @@ from edgeseq_runtime.manifest import (
     TokenizerFacts,
 )
 from edgeseq_runtime.tokenizer import BOS_ID, EOS_ID, PAD_ID, UNK_ID
-from small_models import balance_predictors
+from small_models import balance_predictors, linear_units
 
 VOCAB_SIZE = 60
 
@@ -95,12 +95,12 @@ def tiny_facts(**changes: object) -> ModelFacts:
         "heads": 2,
         "vocab_size": VOCAB_SIZE,
         "encoder_blocks": 1,
-        "decoder_kernel_sizes": [3, 5, 1, 7],
+        "decoder_reaches": [3, 5, 1, 7],
         "head": "tied",
         "norm": "pre",
         "parameters": 1000,
         "feed_forward_dim": 32,
-        "convolution": "dynamic",
+        "mixer": "dynamic",
         "glu": True,
         "convolution_heads": 4,
     }
@@ -126,20 +126,22 @@ def tiny_model(*, seed: int = 1, predictors: Sequence[PredictorConfig] = PREDICT
 
 
 def _config(facts: ModelFacts) -> ModelConfig:
-    def stack(kernel_sizes: list[int]) -> StackConfig:
+    reaches = "windows" if facts.mixer == "attention" else "kernel_sizes"
+
+    def stack(numbers: list[int]) -> StackConfig:
         return StackConfig(
-            kernel_sizes=kernel_sizes,
-            convolution=facts.convolution,
+            mixer=facts.mixer,
             convolution_heads=facts.convolution_heads,
             feed_forward_dim=facts.feed_forward_dim,
             glu=facts.glu,
+            **{reaches: numbers},
         )
 
     return ModelConfig(
         dim=facts.dim,
         attention_heads=facts.heads,
-        encoder=stack([3] * facts.encoder_blocks),
-        decoder=stack(facts.decoder_kernel_sizes),
+        encoder=stack([0 if facts.mixer == "attention" else 3] * facts.encoder_blocks),
+        decoder=stack(facts.decoder_reaches),
         norm=facts.norm,
         head=facts.head,
         tied_embeddings=False,  # or each token's best successor would be itself
@@ -159,7 +161,7 @@ def _roughen(model: Seq2Seq) -> None:
     for weight in model.decoder.exit_heads.weights:
         weight[EOS_ID] *= 2  # or few sentences would end before their maximum length
     for name in model.predictors:
-        predictor = model.predictor(name)
+        predictor = linear_units(model, name)
         predictor.weight.copy_(torch.randn_like(predictor.weight) * 0.5)
     balance_predictors(model)
 

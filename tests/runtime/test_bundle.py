@@ -16,6 +16,7 @@ from edgeseq_runtime.errors import BundleError
 from edgeseq_runtime.manifest import MANIFEST_FILE
 from edgeseq_runtime.policy import FixedDepth
 from edgeseq_runtime.predictors import DepthClassifier, HaltingUnits
+from linear import linear
 from tiny_bundle import safetensors_bytes, write_tiny_bundle
 
 
@@ -58,7 +59,9 @@ def test_whole_bundle_is_loaded(bundle: Path) -> None:
     assert loaded.path == bundle
     assert loaded.sha256 == file_sha256(bundle / MANIFEST_FILE)
     assert loaded.tokenizer.vocab_size == loaded.manifest.model.vocab_size
-    assert [(name, type(predictor), predictor.weight.shape) for name, predictor in loaded.predictors.items()] == [
+    assert [
+        (name, type(predictor), linear(predictor).weight.shape) for name, predictor in loaded.predictors.items()
+    ] == [
         ("halting", HaltingUnits, (3, 16)),
         ("shared", HaltingUnits, (1, 16)),
         ("multinomial", DepthClassifier, (4, 16)),
@@ -132,14 +135,13 @@ def test_folder_in_place_of_a_file_is_refused(bundle: Path) -> None:
 
 
 def test_files_that_are_not_listed_do_no_harm(bundle: Path) -> None:
-    """What calibration measures on a machine lies beside the manifest."""
-    (bundle / "calibration.json").write_text("{}")
+    (bundle / "notes.txt").write_text("mine")
     load_bundle(bundle)
 
 
 def test_signatures_of_another_model_are_refused_by_graph(bundle: Path) -> None:
     def change(content: dict[str, Any]) -> None:
-        content["model"]["decoder_kernel_sizes"] = [3, 5, 3, 9]
+        content["model"]["decoder_reaches"] = [3, 5, 3, 9]
         content["graphs"][0]["block"] = 1
 
     edit_manifest(bundle, change)
@@ -155,7 +157,7 @@ def test_signatures_of_another_model_are_refused_by_graph(bundle: Path) -> None:
 def test_missing_and_additional_blocks_are_named(bundle: Path) -> None:
     def change(content: dict[str, Any]) -> None:
         content["graphs"] = [graph for graph in content["graphs"] if graph["file"] != "cross_2.onnx"]
-        content["model"]["decoder_kernel_sizes"] = [3, 5, 1]
+        content["model"]["decoder_reaches"] = [3, 5, 1]
         content["predictors"] = [entry for entry in content["predictors"] if entry["rows"] == 1]
 
     edit_manifest(bundle, change)
@@ -211,7 +213,7 @@ def weights(**changes: np.ndarray | None) -> bytes:
 def test_predictors_of_zeros_are_accepted(bundle: Path) -> None:
     """Control of the refusals below."""
     replace_file(bundle, "predictors.safetensors", weights())
-    assert not load_bundle(bundle).predictors["shared"].weight.any()
+    assert not linear(load_bundle(bundle).predictors["shared"]).weight.any()
 
 
 @pytest.mark.parametrize(

@@ -12,6 +12,7 @@ from edgeseq_runtime.manifest import Manifest
 from edgeseq_runtime.policy import Confidence, DepthPolicy, FixedDepth, Halting, Multinomial, SequenceDepth
 from edgeseq_runtime.policy_names import available_policies, parse_policy
 from edgeseq_runtime.predictors import Predictor
+from linear import linear
 from tiny_bundle import POLICIES
 
 
@@ -25,7 +26,7 @@ def bundle(tiny_bundle: Path) -> Bundle:
         for name, policy in (("default", "halting:0.45"), ("fast", "by-sentence:0.2"))
     ]
     manifest = loaded.manifest.model_copy(update={"operating_points": points})
-    return Bundle(loaded.path, manifest, loaded.sha256, loaded.tokenizer, loaded.predictors)
+    return Bundle(loaded.path, manifest, loaded.sha256, loaded.tokenizer, loaded.predictors, None)
 
 
 @pytest.fixture(scope="module")
@@ -182,6 +183,6 @@ def test_a_policy_is_made_of_the_predictor_it_names(bundle: Bundle) -> None:
     for block in (1, 2, 3):
         weight, _ = halting._limits[block]
         common, _ = shared._limits[block]
-        assert (weight == bundle.predictors["halting"].weight[block - 1]).all()
-        assert (common == bundle.predictors["shared"].weight[0]).all()
+        assert (weight == linear(bundle.predictors["halting"]).weight[block - 1]).all()
+        assert (common == linear(bundle.predictors["shared"]).weight[0]).all()
         assert (weight != common).any()

@@ -35,6 +35,7 @@ class Script:
     lines: dict[int, list[int]]
     alive: list[list[int]] = field(default_factory=list)
     fed: list[list[int]] = field(default_factory=list)
+    full_depth: int = VOCAB
 
     def encode(self, sources: Sequence[Sequence[int]], policy: DepthPolicy) -> list[list[int]]:
         assert policy is POLICY
@@ -44,7 +45,14 @@ class Script:
         for row, new in zip(rows, other_rows, strict=True):
             state[row] = list(other[new])
 
-    def step(self, state: list[list[int]], tokens: np.ndarray, parents: np.ndarray | None = None) -> Scored:
+    def step(
+        self,
+        state: list[list[int]],
+        tokens: np.ndarray,
+        parents: np.ndarray | None = None,
+        depths: np.ndarray | None = None,
+    ) -> Scored:
+        assert depths is None
         if parents is not None:
             state[:] = [state[parent] for parent in parents]
         self.alive.append([sentence for sentence, _ in state])

@@ -105,7 +105,7 @@ def test_proposals_are_policies_of_all_predictors(translator: Translator, text: 
     policies = propose_policies(translator, text.sources, kept=4, batch_size=16, seed=0, draws=200)
     assert policies[:4] == ["full", "1", "2", "3"]
     names = [policy.partition(":")[0] for policy in policies[4:]]
-    assert set(names) == {"halting", "multinomial", "sequence", "confidence"}
+    assert set(names) == {"halting", "certainty", "multinomial", "sequence", "confidence"}
     assert {"multinomial", "sequence"} <= set(policies)
     assert all(names.count(name) <= 5 for name in names)
     for policy in policies:

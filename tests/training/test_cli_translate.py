@@ -17,6 +17,7 @@ import pytest
 
 import edgeseq_runtime
 from command_line import Outcome, run_edgeseq
+from edgeseq.cli.depth_view import DepthView
 from edgeseq_runtime.beam import BeamOptions
 from edgeseq_runtime.errors import BundleError
 from fake_translator import FakeTranslator
@@ -283,6 +284,12 @@ def test_a_terminal_gets_tints_and_the_text_as_it_is() -> None:
 @pytest.mark.parametrize("environment", [{"NO_COLOR": "1"}, {"TERM": "dumb"}])
 def test_a_terminal_that_wants_no_colours_gets_numbers(environment: dict[str, str]) -> None:
     assert translate_in_terminal("▁a ▁b\n", **environment) == [NUMBERED.strip(), "A/1 B/2"]
+
+
+def test_a_given_beginning_has_no_depths() -> None:
+    view = DepthView(6, tinted=False)
+    assert view.line(["▁uhr", "</s>"], [2, 6], prefix=["▁um", "▁se", "chs"]) == "um sechs uhr/2"
+    assert view.line(["chs", "</s>"], [2, 6], prefix=["▁um", "▁se"]) == "um se·chs/2"
 
 
 def test_depths_and_several_hypotheses_do_not_go_together() -> None:

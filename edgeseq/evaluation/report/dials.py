@@ -14,15 +14,13 @@ import numpy as np
 
 from edgeseq.evaluation.probing import Probe
 from edgeseq.evaluation.proposals import Signals, estimate_thresholds
-from edgeseq_runtime.manifest import Manifest
+from edgeseq_runtime.manifest import THRESHOLD_KINDS, Manifest
 from edgeseq_runtime.policy import CONFIDENCE
 
 _SETTINGS = 5
 _MOST_TOKENS = 20_000
 _CANDIDATES = 400
 _DECIMALS = 3
-_ONCE = ("multinomial", "sequence")
-"""Kinds that choose a depth for good, from a distribution over depths."""
 
 
 def policies_by_predictor(manifest: Manifest, probes: Sequence[Probe]) -> dict[str, list[str]]:
@@ -43,7 +41,7 @@ def policies_by_predictor(manifest: Manifest, probes: Sequence[Probe]) -> dict[s
     kinds[CONFIDENCE] = CONFIDENCE
     chosen = {}
     for name, kind in kinds.items():
-        once = kind in _ONCE
+        once = _chooses_once(kind)
         signals = _signals(name, kind, probes)[:_MOST_TOKENS]
         policies = [f"{name}:{setting:g}" for setting in spread_settings(signals, blocks, reaches=once)]
         chosen[name] = [name, *policies] if once else policies
@@ -73,6 +71,11 @@ def spread_settings(signals: Signals, blocks: int, *, reaches: bool) -> list[flo
     return [float(settings[index]) for index in sorted(nearest)]
 
 
+def _chooses_once(kind: str) -> bool:
+    """Whether a depth is chosen for good, from a distribution over depths."""
+    return kind != CONFIDENCE and kind not in THRESHOLD_KINDS
+
+
 def _signals(name: str, kind: str, probes: Sequence[Probe]) -> Signals:
     """What tells each token to stop after blocks 1 to N-1: (T, N-1)."""
     if kind == CONFIDENCE:
@@ -81,4 +84,4 @@ def _signals(name: str, kind: str, probes: Sequence[Probe]) -> Signals:
         signals = np.concatenate([np.tile(probe.signals[name], (len(probe.tokens), 1)) for probe in probes])
     else:
         signals = np.concatenate([probe.signals[name] for probe in probes])
-    return np.cumsum(signals, axis=1)[:, :-1] if kind in _ONCE else signals
+    return np.cumsum(signals, axis=1)[:, :-1] if _chooses_once(kind) else signals
