@@ -2,12 +2,14 @@
 
 import contextlib
 import json
+import sys
 import warnings
 from collections.abc import Generator
 from typing import TYPE_CHECKING
 
 import click
 
+from edgeseq.cli.depth_view import DepthView, output_takes_colours, takes_colours
 from edgeseq.cli.streams import STANDARD, LenientLines, open_output, warn
 
 if TYPE_CHECKING:
@@ -114,6 +116,12 @@ INPUT_REPAIRED = 2
     help="Never the same N tokens in a row twice in a translation; 0 allows it.",
 )
 @click.option(
+    "--show-depth",
+    is_flag=True,
+    help="Show how many blocks each token used: as a tint in a terminal, elsewhere (or with NO_COLOR set) as a "
+    "number after it. How to read it stands on stderr.",
+)
+@click.option(
     "--prefix",
     "prefix_path",
     metavar="FILE",
@@ -141,6 +149,7 @@ def command(
     n_best: int,
     min_length: int,
     no_repeat_ngram: int,
+    show_depth: bool,
     prefix_path: str | None,
     trace_path: str | None,
 ) -> None:
@@ -152,6 +161,9 @@ def command(
     if trace_path == output_path:
         message = f"--output and --trace both name {output_path!r}; give them different files"
         raise click.UsageError(message)
+    if show_depth and n_best > 1:
+        message = f"--show-depth shows one translation a line, --n-best {n_best} writes several; leave one of them out"
+        raise click.UsageError(message)
     from edgeseq_runtime import BeamOptions, Translator
 
     beam = BeamOptions(beam_size, length_penalty, n_best, min_length, no_repeat_ngram)
@@ -162,11 +174,14 @@ def command(
         output = stack.enter_context(open_output(output_path))
         trace = stack.enter_context(open_output(trace_path)) if trace_path else None
         prefixes = stack.enter_context(LenientLines(prefix_path)) if prefix_path else None
+        view = _start_view(translator.manifest.model.decoder_blocks, output_path) if show_depth else None
         results = translator.translate_iter(
             lines, batch_size=batch_size, max_length=max_length, beam=beam, prefixes=prefixes
         )
         for number, result in enumerate(results, start=1):
-            if n_best == 1:
+            if view:
+                output.write(view.line(result.tokens, result.depths, result.prefix))
+            elif n_best == 1:
                 output.write(result.text)
             else:
                 for hypothesis in (result, *result.alternatives):
@@ -176,6 +191,13 @@ def command(
     if lines.invalid:
         warn(f"{lines.name}: lines that were not valid UTF-8, named above: {lines.invalid}")
         click.get_current_context().exit(INPUT_REPAIRED)
+
+
+def _start_view(blocks: int, output_path: str) -> DepthView:
+    """Choose how depths are shown, and say on stderr how to read them."""
+    view = DepthView(blocks, tinted=output_takes_colours(output_path))
+    click.echo(view.legend(tinted=takes_colours(sys.stderr)), err=True)
+    return view
 
 
 def _trace_line(number: int, result: "Translation") -> str:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import time
 from collections import Counter
 from collections.abc import Sequence
@@ -11,6 +12,8 @@ from edgeseq.evaluation.scores import CorpusScores, LineTest, Sample, compare_wi
 from edgeseq_runtime import Translation, Translator
 from edgeseq_runtime.flops import DecoderFlops, decoder_flops
 from edgeseq_runtime.policy import DepthPolicy, FixedDepth
+
+_LOGGER = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
@@ -70,10 +73,11 @@ def evaluate_policies(
     """
     policies = [translator.bundle.policy(depth) for depth in depths]
     runs = []
-    for depth in depths:
+    for number, depth in enumerate(depths, start=1):
         started = time.perf_counter()
         translations = translator.translate(list(sources), batch_size=batch_size, depth=depth)
         runs.append((translations, time.perf_counter() - started))
+        _LOGGER.info("%d of %d: %s: %.1f s", number, len(depths), depth, runs[-1][1])
     samples = [
         Sample.collect([t.text for t in translations], references, [t.depths for t in translations])
         for translations, _ in runs

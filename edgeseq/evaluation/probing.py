@@ -1,4 +1,6 @@
-"""What every exit would have said: texts decoded at full depth, all exits and predictors asked at each token.
+"""What every exit would have said: texts decoded by a depth policy, all exits and predictors asked at each token.
+
+At full depth that is every exit; another policy's decode shows what it was chosen from.
 
 Dimensions: T generated tokens of a text, N decoder blocks, R rows of a batch.
 """
@@ -10,43 +12,51 @@ from dataclasses import dataclass, field
 
 import numpy as np
 
-from edgeseq_runtime.arrays import FloatArray, IntArray
+from edgeseq_runtime.arrays import AnyArray, FloatArray, IntArray
 from edgeseq_runtime.bundle import Bundle
 from edgeseq_runtime.engine import Engine
 from edgeseq_runtime.manifest import THRESHOLD_KINDS
-from edgeseq_runtime.policy import largest_probability
+from edgeseq_runtime.policy import DepthPolicy, FixedDepth, largest_probability
 from edgeseq_runtime.predictors import CertaintyUnits, DepthClassifier, HaltingUnits, Predictor, mean_memory
 from edgeseq_runtime.search import Emission, greedy_steps, output_limit
 from edgeseq_runtime.state import padded_length
 from edgeseq_runtime.tokenizer import BOS_ID, EOS_ID, PAD_ID
 from edgeseq_runtime.translator import MAX_BATCH_POSITIONS, MAX_SOURCE_PIECES
 
+NOT_RUN = -1
+"""The choice of an exit that was not reached."""
+
 
 @dataclass(frozen=True, eq=False)
 class Probe:
-    """One text, decoded at full depth."""
+    """One text, decoded. Of blocks above a token's depth, which did not run, nothing is known: -1 and NaN."""
 
     source: list[int]
     """Ids, EOS included; empty for blank text, and so is all the rest."""
     tokens: list[int]
     """Ids of the T generated tokens, EOS included unless the greatest length came first."""
+    depths: IntArray
+    """(T,): the block after which each stopped."""
     choices: IntArray
-    """(T, N): the token that each exit takes for the best, had all tokens before been those of full depth."""
+    """(T, N): the token that each exit takes for the best, after the tokens before it."""
     confidence: FloatArray
-    """(T, N): its probability; below N the largest of all pieces, as the policy of that name has it."""
+    """(T, N): its probability; below the token's depth the largest of all pieces, as the policy of that name has it."""
     signals: dict[str, FloatArray]
     """What each predictor of the bundle says: kinds halting and certainty (T, N-1) their chi; multinomial (T, N) and
     sequence (N,) its distribution over depths."""
 
 
-def probe_texts(bundle: Bundle, engine: Engine, texts: Sequence[str], batch_size: int = 32) -> list[Probe]:
-    """Decodes texts greedily at full depth and records what each exit and each predictor would have said.
+def probe_texts(
+    bundle: Bundle, engine: Engine, texts: Sequence[str], batch_size: int = 32, policy: DepthPolicy | None = None
+) -> list[Probe]:
+    """Decodes texts greedily and records what each exit and each predictor that was reached would have said.
 
     Args:
         bundle: the bundle.
         engine: its graphs.
         texts: blank ones generate nothing. What a Translator would cut off is cut off.
         batch_size: texts decoded at once.
+        policy: decides depths; None means full depth.
 
     Returns:
         One probe per text, in order. On the CPU it does not depend on the other texts.
@@ -54,32 +64,34 @@ def probe_texts(bundle: Bundle, engine: Engine, texts: Sequence[str], batch_size
     sources = [_source_ids(bundle, text) for text in texts]
     kinds = {entry.name: entry.kind for entry in bundle.manifest.predictors}
     blocks = bundle.manifest.model.decoder_blocks
+    decider = policy or FixedDepth("full", bundle.manifest.model, blocks)
     probes: dict[int, Probe] = {}
     waiting = sorted((index for index, source in enumerate(sources) if source), key=lambda index: len(sources[index]))
     while waiting:
         # Longest first, and few of the long, as a Translator does.
         places = min(batch_size, MAX_BATCH_POSITIONS // padded_length(len(sources[waiting[-1]])))
         batch = [waiting.pop() for _ in range(min(max(places, 1), len(waiting)))]
-        recorder = _Recorder(blocks, bundle.predictors, kinds)
+        recorder = _Recorder(decider, blocks, bundle.predictors, kinds)
         probes |= zip(batch, recorder.decode(engine, [sources[index] for index in batch]), strict=True)
     return [probes.get(index) or _blank(blocks, kinds) for index in range(len(texts))]
 
 
 @dataclass
 class _Recorder:
-    """A depth policy that stops nowhere and notes what could have been said and decided.
+    """A depth policy that does what another one does, and notes what could have been said and decided.
 
-    One decodes one batch, in which every row goes through every block at every step: the arrays that it is shown
-    hold the rows of the step's emission, in order.
+    One decodes one batch. The arrays that it is shown after a block hold those rows of the step's emission that ran
+    the block, in order.
     """
 
+    policy: DepthPolicy
     blocks: int
     predictors: Mapping[str, Predictor]
     kinds: Mapping[str, str]
     name: str = "probe"
     reads_logits: bool = True
     choices: list[IntArray] = field(default_factory=list)
-    """Of the current step, one (R,) per block that has run; the others alike."""
+    """Of the current step, one (rows,) per block that has run, the last excepted; the others alike."""
     confidence: list[FloatArray] = field(default_factory=list)
     stopping: dict[str, list[FloatArray]] = field(default_factory=dict)
     multinomial: dict[str, FloatArray] = field(default_factory=dict)
@@ -91,7 +103,7 @@ class _Recorder:
         for name, predictor in self.predictors.items():
             if isinstance(predictor, DepthClassifier) and self.kinds[name] == "sequence":
                 self.sequence[name] = predictor.probabilities(means)
-        return np.full(len(lengths), self.blocks, dtype=np.int64)
+        return self.policy.limits(memory, lengths)
 
     def decides(self, block: int) -> bool:
         return block < self.blocks
@@ -109,7 +121,9 @@ class _Recorder:
                 self.stopping.setdefault(name, []).append(predictor.probabilities(block, logits))
             elif block == 1 and self.kinds[name] == "multinomial":
                 self.multinomial[name] = predictor.probabilities(exit_states)
-        return np.full(len(exit_states), self.blocks, dtype=np.int64)
+        if not self.policy.decides(block):
+            return np.full(len(exit_states), self.blocks, dtype=np.int64)
+        return self.policy.plan(block, exit_states, logits if self.policy.reads_logits else None)
 
     def decision_flops(self, block: int) -> int:
         del block
@@ -127,22 +141,43 @@ class _Recorder:
     def _take_rows(self, step: Emission) -> list[_Row]:
         """What was noted during a step, by row; then the next step begins."""
         assert step.log_probabilities is not None, "scores were asked for"
-        choices = np.stack([*self.choices, step.tokens], axis=1)
-        confidence = np.stack([*self.confidence, np.exp(step.log_probabilities)], axis=1)
-        signals = {name: np.stack(parts, axis=1) for name, parts in self.stopping.items()} | self.multinomial
+        choices = self._spread(self.choices, step.depths, self.blocks, np.int64(NOT_RUN))
+        confidence = self._spread(self.confidence, step.depths, self.blocks, np.float32(np.nan))
+        # What was said is known of the last block too, after which nothing is decided and nothing was noted.
+        said = np.arange(len(step.tokens)), step.depths - 1
+        choices[said] = step.tokens
+        confidence[said] = np.exp(step.log_probabilities)
+        signals = {
+            name: self._spread(parts, step.depths, self.blocks - 1, np.float32(np.nan))
+            for name, parts in self.stopping.items()
+        } | self.multinomial
         self.choices, self.confidence, self.stopping, self.multinomial = [], [], {}, {}
         return [
-            _Row(choices[row], confidence[row], {name: signal[row] for name, signal in signals.items()})
+            _Row(
+                int(step.tokens[row]),
+                int(step.depths[row]),
+                choices[row],
+                confidence[row],
+                {name: signal[row] for name, signal in signals.items()},
+            )
             for row in range(len(choices))
         ]
 
+    @staticmethod
+    def _spread(parts: Sequence[AnyArray], depths: IntArray, columns: int, missing: np.generic) -> AnyArray:
+        """Puts what was noted after each block into the rows that ran it: (R, columns)."""
+        spread = np.full((len(depths), columns), missing)
+        for block, part in enumerate(parts, start=1):
+            spread[depths >= block, block - 1] = part
+        return spread
+
     def _probe(self, index: int, source: list[int], rows: list[_Row]) -> Probe:
         names = rows[0].signals
-        choices = np.stack([row.choices for row in rows])
         return Probe(
             source=source,
-            tokens=choices[:, -1].tolist(),
-            choices=choices,
+            tokens=[row.token for row in rows],
+            depths=np.array([row.depth for row in rows], dtype=np.int64),
+            choices=np.stack([row.choices for row in rows]),
             confidence=np.stack([row.confidence for row in rows]),
             signals={name: np.stack([row.signals[name] for row in rows]) for name in names}
             | {name: distributions[index] for name, distributions in self.sequence.items()},
@@ -153,6 +188,8 @@ class _Recorder:
 class _Row:
     """One token."""
 
+    token: int
+    depth: int
     choices: IntArray  # (N,)
     confidence: FloatArray  # (N,)
     signals: dict[str, FloatArray]  # halting and certainty (N-1,), multinomial (N,)
@@ -169,6 +206,7 @@ def _blank(blocks: int, kinds: Mapping[str, str]) -> Probe:
     return Probe(
         source=[],
         tokens=[],
+        depths=np.zeros(0, dtype=np.int64),
         choices=np.zeros((0, blocks), dtype=np.int64),
         confidence=np.zeros((0, blocks), dtype=np.float32),
         signals={name: np.zeros(shapes[kind], dtype=np.float32) for name, kind in kinds.items()},

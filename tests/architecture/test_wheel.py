@@ -33,7 +33,7 @@ def build_wheel(folder: Path, *, without_include: bool = False) -> list[str]:
         shutil.copy(ROOT / name, source / name)
     for name in ("edgeseq", "export", "runtime", "tests", "examples"):
         for file in (ROOT / name).rglob("*"):
-            if file.suffix in {".py", ".typed", ".toml", ".md"}:
+            if file.suffix in {".py", ".typed", ".toml", ".md", ".css", ".js"}:
                 copy = source / file.relative_to(ROOT)
                 copy.parent.mkdir(parents=True, exist_ok=True)
                 shutil.copy(file, copy)
@@ -66,10 +66,11 @@ def test_wheel_holds_exactly_three_packages(files: list[str]) -> None:
     assert top_level_names(files) == set(PACKAGES)
 
 
-def test_wheel_holds_type_markers_licence_and_script(files: list[str]) -> None:
+def test_wheel_holds_what_is_no_module(files: list[str]) -> None:
     metadata = f"edgeseq-{__version__}.dist-info"
     expected = {f"{package}/py.typed" for package in PACKAGES}
     expected |= {f"{metadata}/licenses/LICENSE", f"{metadata}/entry_points.txt"}
+    expected |= {f"edgeseq/evaluation/report/page.{suffix}" for suffix in ("css", "js")}
     assert expected <= set(files)
 
 

@@ -3,6 +3,7 @@
 import warnings
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
+from types import SimpleNamespace
 from typing import ClassVar
 
 from edgeseq_runtime.beam import BeamOptions
@@ -18,6 +19,7 @@ class FakeTranslation:
     depths: list[int]
     score: float | None = None
     token_scores: list[float] | None = None
+    prefix: list[str] = field(default_factory=list)
     alternatives: list["FakeTranslation"] = field(default_factory=list)
 
 
@@ -36,6 +38,7 @@ class FakeTranslator:
     calls: ClassVar[list[dict[str, object]]] = []
     lines: ClassVar[list[str]] = []
     error: ClassVar[BaseException] = BundleError("bundle 'b' is broken")
+    manifest = SimpleNamespace(model=SimpleNamespace(decoder_blocks=6))
 
     def __init__(self, path: str, **settings: object) -> None:
         self.calls.append({"path": path, **settings})

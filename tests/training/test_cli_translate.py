@@ -1,9 +1,12 @@
 """``edgeseq translate`` around a translator: lines, files, messages, exit codes."""
 
+import contextlib
 import gzip
 import json
 import lzma
 import os
+import pty
+import re
 import subprocess
 import sys
 import threading
@@ -14,6 +17,7 @@ import pytest
 
 import edgeseq_runtime
 from command_line import Outcome, run_edgeseq
+from edgeseq.cli.depth_view import DepthView
 from edgeseq_runtime.beam import BeamOptions
 from edgeseq_runtime.errors import BundleError
 from fake_translator import FakeTranslator
@@ -239,6 +243,61 @@ def test_several_hypotheses_are_lines_of_their_own() -> None:
     ]
 
 
+# Depths shown
+
+NUMBERED = "depth: the number after each token, of 6 blocks; · joins pieces of a word\n"
+
+
+def test_depths_are_shown_as_numbers_where_there_is_no_terminal(tmp_path: Path) -> None:
+    text = "▁mei ne ▁leiter\n\n▁x\n".encode()
+    assert translate("--show-depth", stdin=text) == Outcome(0, "MEI/1·NE/2 LEITER/3\n\nX/1\n".encode(), NUMBERED)
+    assert translate("--show-depth", "-o", tmp_path / "out.txt", stdin=text) == Outcome(0, b"", NUMBERED)
+    assert (tmp_path / "out.txt").read_text(encoding="utf-8") == "MEI/1·NE/2 LEITER/3\n\nX/1\n"
+
+
+def translate_in_terminal(stdin: str, **environment: str) -> list[str]:
+    """What a terminal shows of a command that reads a pipe: lines of stderr and stdout."""
+    terminal, of_process = pty.openpty()
+    with start_process(
+        "--show-depth", stdout=of_process, environment={"TERM": "xterm", "NO_COLOR": ""} | environment
+    ) as process:
+        os.close(of_process)
+        process.communicate(stdin.encode())
+        shown = b""
+        with contextlib.suppress(OSError):  # how a terminal without a process ends
+            while chunk := os.read(terminal, 4096):
+                shown += chunk
+    os.close(terminal)
+    return shown.decode().splitlines()
+
+
+def test_a_terminal_gets_tints_and_the_text_as_it_is() -> None:
+    legend, line = translate_in_terminal("▁mei ne ▁leiter\n")
+    assert re.sub(r"\x1b\[[^m]*m", "", line) == "MEINE LEITER"
+    backgrounds = re.findall(r"48;5;(\d+);", line)
+    assert len(backgrounds) == len(set(backgrounds)) == 3
+    assert line.count("\x1b[0m") == 3
+    assert re.findall(r"48;5;(\d+);", legend)[:3] == backgrounds
+    assert re.sub(r"\x1b\[[^m]*m", "", legend) == "depth:  1   2   3   4   5   6  (darker is deeper)"
+
+
+@pytest.mark.parametrize("environment", [{"NO_COLOR": "1"}, {"TERM": "dumb"}])
+def test_a_terminal_that_wants_no_colours_gets_numbers(environment: dict[str, str]) -> None:
+    assert translate_in_terminal("▁a ▁b\n", **environment) == [NUMBERED.strip(), "A/1 B/2"]
+
+
+def test_a_given_beginning_has_no_depths() -> None:
+    view = DepthView(6, tinted=False)
+    assert view.line(["▁uhr", "</s>"], [2, 6], prefix=["▁um", "▁se", "chs"]) == "um sechs uhr/2"
+    assert view.line(["chs", "</s>"], [2, 6], prefix=["▁um", "▁se"]) == "um se·chs/2"
+
+
+def test_depths_and_several_hypotheses_do_not_go_together() -> None:
+    outcome = translate("--show-depth", "--beam-size", 3, "--n-best", 2)
+    assert outcome.code == 2
+    assert "--show-depth shows one translation a line, --n-best 2 writes several; leave one of them" in outcome.stderr
+
+
 # Options
 
 
@@ -300,13 +359,15 @@ main(["translate", "--model", "b", *sys.argv[1:]])
 """
 
 
-def start_process(*arguments: str) -> subprocess.Popen[bytes]:
+def start_process(
+    *arguments: str, stdout: int = subprocess.PIPE, environment: dict[str, str] | None = None
+) -> subprocess.Popen[bytes]:
     return subprocess.Popen(
         [sys.executable, "-c", PROCESS, *arguments],
         stdin=subprocess.PIPE,
-        stdout=subprocess.PIPE,
-        stderr=subprocess.PIPE,
-        env={**os.environ, "PYTHONPATH": os.pathsep.join([str(HELPERS), *sys.path])},
+        stdout=stdout,
+        stderr=stdout,
+        env={**os.environ, "PYTHONPATH": os.pathsep.join([str(HELPERS), *sys.path]), **(environment or {})},
     )
 
 

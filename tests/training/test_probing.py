@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 import torch
 
-from edgeseq.evaluation.probing import Probe, probe_texts
+from edgeseq.evaluation.probing import NOT_RUN, Probe, probe_texts
 from edgeseq_runtime import Translator
 from edgeseq_runtime.predictors import CertaintyUnits, DepthClassifier, HaltingUnits
 from edgeseq_runtime.tokenizer import BOS_ID, PAD_ID
@@ -124,6 +124,28 @@ def test_policies_choose_the_first_depth_by_these_signals(
     results = translator.translate(TEXTS[:texts], depth=policy)
     assert [result.depths[0] for result in results] == expected.tolist()
     assert len(set(expected.tolist())) > 1, "a policy that always chooses the same shows nothing"
+
+
+@pytest.mark.parametrize("name", ["2", "halting:0.5", "confidence:0.3", "multinomial", "sequence:0.9"])
+def test_a_policy_is_followed_and_what_did_not_run_is_not_known(name: str, translator: Translator) -> None:
+    policy = translator.bundle.policy(name)
+    found = probe_texts(translator.bundle, translator.engine, TEXTS, 8, policy)
+    for probe, expected in zip(found, translator.translate(TEXTS, depth=name, scores=True), strict=True):
+        assert translator.bundle.tokenizer.pieces(probe.tokens) == expected.tokens
+        assert probe.depths.tolist() == expected.depths
+        ran = np.arange(1, BLOCKS + 1) <= probe.depths[:, None]
+        assert ((probe.choices != NOT_RUN) == ran).all()
+        assert (np.isnan(probe.confidence) == ~ran).all()
+        assert (np.isnan(probe.signals["halting"]) == ~ran[:, :-1]).all()
+        last = np.arange(len(probe.tokens)), probe.depths - 1
+        assert probe.choices[last].tolist() == probe.tokens
+        np.testing.assert_allclose(probe.confidence[last], np.exp(expected.token_scores or []), atol=1e-5)
+        if name.startswith("halting"):
+            chi = probe.signals["halting"]
+            stopped = probe.depths < BLOCKS
+            assert (chi[stopped, probe.depths[stopped] - 1] > 0.5).all()
+    used = {depth for probe in found for depth in probe.depths.tolist()}
+    assert used == {2} if name == "2" else len(used) > 1
 
 
 def test_blank_text_generates_nothing(probes: list[Probe]) -> None:
