@@ -20,7 +20,7 @@ import click
 from edgeseq_runtime.bundle import Bundle, load_bundle
 from edgeseq_runtime.engine import Engine
 from edgeseq_runtime.flops import DecoderFlops, decoder_flops
-from edgeseq_runtime.policy import DepthPolicy, halting_units_asked
+from edgeseq_runtime.policy import DepthPolicy
 from edgeseq_runtime.search import Hypothesis, greedy, output_limit
 from edgeseq_runtime.state import DecoderState
 from edgeseq_runtime.tokenizer import EOS_ID
@@ -133,10 +133,9 @@ def measure(
     seconds = time.perf_counter() - started
     measurement.decoder_seconds[-1] += seconds - engine.encoder_seconds
     measurement.encoder_seconds[-1] += engine.encoder_seconds
-    asked = halting_units_asked(policy, bundle.manifest.model.decoder_blocks)
     flops = DecoderFlops()
     for source, result in zip(sources, results, strict=True):
-        flops += decoder_flops(bundle.manifest.model, len(source), result.depths, asked=asked)
+        flops += decoder_flops(bundle.manifest.model, len(source), result.depths, policy)
     measurement.tokens += sum(len(result.tokens) for result in results)
     measurement.depth_sum += sum(sum(result.depths) for result in results)
     measurement.flops += flops.total

@@ -20,7 +20,7 @@ from torch import Tensor
 from edgeseq.data.text import read_parallel
 from edgeseq.evaluation.scores import score_corpus
 from edgeseq.models import Seq2Seq
-from edgeseq.models.reference import StopRule, stop_at, stop_by_halting
+from edgeseq.models.reference import StopRule, stop_at, stop_by_confidence, stop_by_halting
 from edgeseq.training.run import load_run
 from edgeseq.training.validation import translate_ids
 from edgeseq_runtime.tokenizer import EOS_ID, Tokenizer
@@ -47,11 +47,14 @@ def main(
         table = Table(run.name, model, tokenizer, pairs)
         for depth in range(1, len(model.decoder.blocks) + 1):
             table.add(str(depth), stop_at(depth))
-        rules = {f"halting:{threshold:g}": stop_by_halting(model, threshold) for threshold in thresholds}
+        blocks = len(model.decoder.blocks)
+        rules = {
+            f"halting:{threshold:g}": stop_by_halting(model, "halting", [threshold] * (blocks - 1))
+            for threshold in thresholds
+        }
         if frame and number == 0:
-            blocks = len(model.decoder.blocks)
             for threshold in (0.5, 0.7, 0.9):
-                rules[f"confidence {threshold:g}"] = StopRule(blocks, confident(model, threshold))
+                rules[f"confidence:{threshold:g}"] = stop_by_confidence(model, [threshold] * (blocks - 1))
             rules["agreement"] = StopRule(blocks, agreeing(model))
         for name, rule in rules.items():
             table.add(name, rule)
@@ -85,23 +88,10 @@ class Table:
         click.echo(f"| {self.name} | {name} | {average:.2f} | {bleu:.2f} | {gain} | {shares} |")
 
 
-def confident(model: Seq2Seq, threshold: float) -> Callable[[list[Tensor]], Tensor]:
-    """Stops at the first block whose largest probability exceeds a threshold (Elbayad et al., section 3.2)."""
-
-    def choose(states: list[Tensor]) -> Tensor:
-        stops = [
-            model.decoder.exit_heads(state, block).softmax(-1).amax(-1) > threshold
-            for block, state in enumerate(states[:-1], start=1)
-        ]
-        return first(torch.stack(stops, dim=-1))
-
-    return choose
-
-
-def agreeing(model: Seq2Seq) -> Callable[[list[Tensor]], Tensor]:
+def agreeing(model: Seq2Seq) -> Callable[[list[Tensor], Tensor], Tensor]:
     """Stops at the first block whose choice is that of the last."""
 
-    def choose(states: list[Tensor]) -> Tensor:
+    def choose(states: list[Tensor], _: Tensor) -> Tensor:
         choices = [model.decoder.exit_heads(state, block).argmax(-1) for block, state in enumerate(states, start=1)]
         return first(torch.stack([choice == choices[-1] for choice in choices[:-1]], dim=-1))
 

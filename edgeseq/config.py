@@ -7,13 +7,15 @@ run. Builders read it; modules never do.
 from __future__ import annotations
 
 import json
+import re
 import tomllib
 from pathlib import Path
-from typing import Any, Literal, Self
+from typing import Any, Literal, Self, get_args
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
 from edgeseq.errors import ConfigError
+from edgeseq_runtime.manifest import RESERVED_NAMES
 
 
 class _Table(BaseModel):
@@ -75,8 +77,6 @@ class ModelConfig(_Table):
     """One exit head for all blocks or one per block."""
     tied_embeddings: bool = True
     """Share the table of source, target and, where tied, the exit head."""
-    halting: Literal["none", "shared", "per_block"] = "per_block"
-    """Halting units: none, one for all blocks (as the paper prints it), or one per block."""
     dropout: float = Field(0.1, ge=0, lt=1)
     """After embeddings and branches."""
     activation_dropout: float = Field(0.0, ge=0, lt=1)
@@ -102,8 +102,6 @@ class ModelConfig(_Table):
         for size in self.decoder.kernel_sizes:
             if size < 1:
                 raise ValueError(f"decoder.kernel_sizes holds {size}; expected positive numbers")
-        if len(self.decoder.kernel_sizes) == 1 and self.halting != "none":
-            raise ValueError('a decoder of one block has nowhere to stop; set halting = "none"')
         return self
 
 
@@ -123,7 +121,7 @@ class ScheduleConfig(_Table):
 
 
 class TrainingConfig(ScheduleConfig):
-    """`[training]`: phase 1, aligned training of all exits (Elbayad et al., section 2.2.1)."""
+    """`[training]`: phase 1, the training of all exits (Elbayad et al., section 2.2)."""
 
     seed: int = 1
     """Of weights, dropout and data order."""
@@ -131,11 +129,17 @@ class TrainingConfig(ScheduleConfig):
     """Positions per batch on its longer side, at most; almost none of them are padding."""
     accumulation: int = Field(1, ge=1)
     """Batches per optimiser step."""
-    exits: Literal["all", "sampled"] = "sampled"
-    """Exits in the loss of each step: all, or the last and one drawn from the others, weighted so that the
-    expected gradient is the same."""
+    exits: Literal["all", "sampled", "mixed"] = "sampled"
+    """Exits in the loss of each step. Aligned training: all, or the last and one drawn from the others, weighted so
+    that the expected gradient is the same. Mixed: every token stops at a random block, and is copied upward."""
+    paths: int = Field(1, ge=1)
+    """M: random depths drawn for each token of a step, where exits are mixed."""
     exit_weights: Literal["uniform", "n", "sqrt_n", "inverse_sqrt_n", "inverse_n"] = "uniform"
-    """Weight w_n of exit n in the loss (table 1a of the paper)."""
+    """Weight w_n of exit n in the aligned loss (table 1a of the paper)."""
+    gradient_scaling: float = Field(0.0, ge=0)
+    """γ: weight of a block's own exit against all exits above it (appendix A); 0 leaves gradients as they are."""
+    self_distillation: float = Field(0.0, ge=0, lt=1)
+    """Share of each lower exit's target that is the last exit's distribution instead of the reference."""
     label_smoothing: float = Field(0.1, ge=0, lt=1)
     """Share of the target distribution that is spread evenly over the vocabulary."""
     clip_norm: float = Field(1.0, gt=0)
@@ -162,27 +166,70 @@ class TrainingConfig(ScheduleConfig):
     """Newest checkpoints that stay on disk."""
 
 
-class HaltingConfig(ScheduleConfig):
-    """`[halting]`: phase 2, halting units against an oracle (Elbayad et al., section 3)."""
+class JointConfig(ScheduleConfig):
+    """`[joint]`: phase 2 of the paper, L = L_dec + α · L_exit: the trunk goes on training with the first predictor."""
 
-    epochs: float = Field(1.0, gt=0)
+    epochs: float = Field(2.0, gt=0)
     """Passes over the training data."""
+    alpha: float = Field(1.0, gt=0)
+    """α: weight of the predictor's loss."""
+    learning_rate: float = Field(6e-4, gt=0)
+    """The peak."""
+    warmup_steps: int = Field(50, ge=0)
+    """Steps of linear rise to the peak."""
+
+
+class FrozenConfig(_Table):
+    """`[frozen]`: how all other predictors are trained, on exit states computed once, when the trunk is done."""
+
+    tokens: int = Field(200_000, ge=1)
+    """Target tokens whose exit states are kept."""
+    epochs: int = Field(5, ge=1)
+    """Passes over them."""
+    learning_rate: float = Field(3e-3, gt=0)
+    """At the start; falls along a half cosine."""
+
+
+class PredictorConfig(_Table):
+    """`[[predictors]]`: what tells how many blocks a token needs, and what it learns (Elbayad et al., section 3)."""
+
+    name: str = ""
+    """What depth policies call it; empty: its kind."""
+    kind: Literal["halting", "multinomial", "sequence"] = "halting"
+    """A unit that stops a token or not after each block; or a depth chosen at once, for a token after block 1, or for
+    a whole sentence before the first."""
+    units: Literal["per_block", "shared"] = "per_block"
+    """Halting: a unit per block, or one for all (as the paper prints it)."""
     oracle: Literal["likelihood", "correctness", "agreement"] = "agreement"
     """What makes a depth good: the log-likelihood of the reference token, whether that is the argmax, or whether
     the argmax is that of the last block."""
-    target: Literal["depth", "gain"] = "gain"
-    """What the units learn of the oracle: its one depth, by the distribution of depths as in the paper, or each by
-    itself whether any later block is worth its price."""
+    target: Literal["depth", "gain"] = "depth"
+    """What is learnt of the oracle: its one depth, as in the paper; or, by each halting unit for itself, whether any
+    later block is worth its price."""
     sigma: float = Field(0.0, ge=0)
-    """Width of the kernel that smooths over neighbouring tokens; 0: the token alone."""
+    """σ: width of the kernel that smooths over neighbouring tokens; 0: the token alone."""
     depth_penalty: float = Field(0.05, ge=0)
-    """λ: what one more block must gain to be worth it, in the oracle's own units."""
-    trunk: Literal["frozen", "joint"] = "frozen"
-    """Train the units alone, or everything, L = L_dec + α · L_exit, as the paper does."""
-    alpha: float = Field(0.1, gt=0)
-    """Weight of the exit loss in joint training."""
-    learning_rate: float = Field(3e-3, gt=0)
-    """The peak."""
+    """λ: what a depth costs for each unit of its price, in the oracle's own units."""
+    prices: list[float] = []
+    """Price of each depth from 1 to N, such as measured milliseconds per token; empty: 1, 2, ..., N blocks."""
+
+    @model_validator(mode="before")
+    @classmethod
+    def _name_by_kind(cls, table: Any) -> Any:
+        if isinstance(table, dict) and not table.get("name"):
+            return {**table, "name": table.get("kind", "halting")}
+        return table
+
+    @model_validator(mode="after")
+    def _check(self) -> Self:
+        if not re.fullmatch("[a-z][a-z0-9_-]{0,49}", self.name) or self.name in RESERVED_NAMES:
+            raise ValueError(
+                f"name = {self.name!r} cannot name a predictor; use a small letter, then small letters, digits, '-' "
+                f"and '_', and none of {', '.join(sorted(RESERVED_NAMES))}"
+            )
+        if self.target == "gain" and self.kind != "halting":
+            raise ValueError(f"target = 'gain' is for halting units; {self.kind} chooses one depth: set 'depth'")
+        return self
 
 
 class RunConfig(_Table):
@@ -191,17 +238,56 @@ class RunConfig(_Table):
     data: DataConfig
     model: ModelConfig = ModelConfig()
     training: TrainingConfig = TrainingConfig()
-    halting: HaltingConfig = HaltingConfig()
+    joint: JointConfig | None = None
+    frozen: FrozenConfig = FrozenConfig()
+    predictors: list[PredictorConfig] = [PredictorConfig(target="gain")]
+
+    @property
+    def joint_predictors(self) -> list[PredictorConfig]:
+        """Those that are trained with the trunk: the first, where there is a joint phase."""
+        return self.predictors[:1] if self.joint else []
+
+    @property
+    def frozen_predictors(self) -> list[PredictorConfig]:
+        """Those that are trained when the trunk is done."""
+        return self.predictors[len(self.joint_predictors) :]
 
     @model_validator(mode="after")
     def _check_averaging(self) -> Self:
         kept = self.training.keep_checkpoints
-        for name, averaged in (
-            ("training", self.training.average_checkpoints),
-            ("halting", self.halting.average_checkpoints),
-        ):
-            if averaged > kept:
-                raise ValueError(f"{name}.average_checkpoints = {averaged} exceeds training.keep_checkpoints = {kept}")
+        for name, phase in (("training", self.training), ("joint", self.joint)):
+            if phase is not None and phase.average_checkpoints > kept:
+                raise ValueError(
+                    f"{name}.average_checkpoints = {phase.average_checkpoints} exceeds "
+                    f"training.keep_checkpoints = {kept}"
+                )
+        return self
+
+    @model_validator(mode="after")
+    def _check_exits(self) -> Self:
+        training = self.training
+        if training.exits == "mixed" and (training.gradient_scaling or training.self_distillation):
+            raise ValueError("training.gradient_scaling and self_distillation need all exits of a token; not 'mixed'")
+        if training.exits != "mixed" and training.paths != 1:
+            raise ValueError(f"training.paths = {training.paths} is for exits = 'mixed'")
+        return self
+
+    @model_validator(mode="after")
+    def _check_predictors(self) -> Self:
+        blocks = len(self.model.decoder.kernel_sizes)
+        if blocks == 1 and self.predictors:
+            raise ValueError("a decoder of one block has nowhere to stop; set predictors = []")
+        if self.joint and not self.predictors:
+            raise ValueError("[joint] trains the first of [[predictors]], and there is none")
+        names = [predictor.name for predictor in self.predictors]
+        for predictor in self.predictors:
+            if names.count(predictor.name) > 1:
+                raise ValueError(f"two predictors are called {predictor.name!r}; give each a name of its own")
+            prices = predictor.prices
+            if prices and (len(prices) != blocks or sorted(prices) != prices):
+                raise ValueError(
+                    f"predictors.prices = {prices}; expected {blocks} numbers, one per depth, none below the one before"
+                )
         return self
 
     @model_validator(mode="after")
@@ -298,10 +384,15 @@ def _validate(table: Any, name: str) -> RunConfig:
 def _known_keys(location: tuple[int | str, ...]) -> str:
     table: type[BaseModel] = RunConfig
     for part in location[:-1]:
-        annotation = table.model_fields[str(part)].annotation
-        assert isinstance(annotation, type)
-        table = annotation
+        if isinstance(part, str):  # an int counts the tables of a list
+            table = _table_of(table.model_fields[part].annotation)
     return "known here: " + ", ".join(table.model_fields)
+
+
+def _table_of(annotation: Any) -> type[BaseModel]:
+    """Finds the table in `Table`, `Table | None` or `list[Table]`."""
+    candidates = (annotation, *get_args(annotation))
+    return next(item for item in candidates if isinstance(item, type) and issubclass(item, BaseModel))
 
 
 def _set_dotted(table: dict[str, Any], key: str, value: Any) -> None:

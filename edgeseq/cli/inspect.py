@@ -42,7 +42,7 @@ def summarise(bundle: "Bundle") -> dict[str, object]:
 
 def describe(bundle: "Bundle") -> Iterator[str]:
     """Yield the lines that a person reads."""
-    from edgeseq_runtime.policy import available_policies
+    from edgeseq_runtime.policy_names import available_policies
 
     manifest = bundle.manifest
     files = len(manifest.graphs) + len(manifest.files) + 1
@@ -56,6 +56,9 @@ def describe(bundle: "Bundle") -> Iterator[str]:
     yield _field("Licence", manifest.provenance.licence)
     yield _field("Data", manifest.provenance.data)
     yield from _describe_model(manifest)
+    for entry in manifest.predictors:
+        units = {1: "one unit for all blocks"}.get(entry.rows, f"{entry.rows} units")
+        yield _field("Predictor", f"{entry.name}: {entry.kind}, {units}; learnt {entry.training}")
     yield _field("Depths", "; ".join(available_policies(manifest)))
     yield from _describe_quality(manifest)
     yield from _describe_graphs(manifest)
@@ -65,11 +68,6 @@ def _describe_model(manifest: "Manifest") -> Iterator[str]:
     model = manifest.model
     kernels = " ".join(str(size) for size in model.decoder_kernel_sizes)
     gate = ", gated (GLU)" if model.glu else ""
-    halting = {
-        "none": "none",
-        "shared": "one unit for all blocks",
-        "per_block": "one unit per block",
-    }[model.halting]
     yield _field(
         "Model",
         f"{model.parameters:,} parameters, width {model.dim}, {model.norm}-norm, {model.heads} attention heads",
@@ -81,7 +79,6 @@ def _describe_model(manifest: "Manifest") -> Iterator[str]:
         f"{model.convolution_heads} heads, kernel sizes {kernels}, "
         f"feed-forward {model.feed_forward_dim}, exit heads {model.head}",
     )
-    yield _field("Halting", halting)
     yield _field("Tokenizer", f"{manifest.tokenizer.pieces:,} pieces")
 
 

@@ -11,7 +11,7 @@ from edgeseq.evaluation.error_rates import ErrorRates, score_error_rates
 from edgeseq.evaluation.scores import CorpusScores, LineTest, Sample, compare_with_line, score_corpus
 from edgeseq_runtime import Translation, Translator
 from edgeseq_runtime.flops import DecoderFlops, decoder_flops
-from edgeseq_runtime.policy import DepthPolicy, FixedDepth, halting_units_asked
+from edgeseq_runtime.policy import DepthPolicy, FixedDepth
 
 
 @dataclass(frozen=True)
@@ -170,9 +170,7 @@ def _shares(depths: Sequence[int], blocks: int) -> list[float]:
 
 
 def _count_flops(translator: Translator, translations: Sequence[Translation], policy: DepthPolicy) -> DecoderFlops:
-    model = translator.manifest.model
-    asked = halting_units_asked(policy, model.decoder_blocks)
     total = DecoderFlops()
     for translation in translations:
-        total += decoder_flops(model, translation.source_pieces, translation.depths, asked=asked)
+        total += decoder_flops(translator.manifest.model, translation.source_pieces, translation.depths, policy)
     return total

@@ -2,20 +2,25 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 from torch import nn
 
-from edgeseq.config import ModelConfig, StackConfig
+from edgeseq.config import ModelConfig, PredictorConfig, StackConfig
 from edgeseq.models.seq2seq import Decoder, Encoder, Seq2Seq
 from edgeseq.modules import (
     ConvolutionUnit,
     CrossAttention,
     DecoderBlock,
+    DepthPredictor,
     DynamicConv,
     EncoderBlock,
     ExitHeads,
     FeedForward,
     HaltingUnits,
     LightweightConv,
+    SentenceDepth,
+    TokenDepth,
     TokenEmbedding,
 )
 from edgeseq_runtime.tokenizer import PAD_ID
@@ -26,12 +31,13 @@ _CONVOLUTIONS: dict[str, type[LightweightConv | DynamicConv]] = {
 }
 
 
-def build_model(config: ModelConfig, vocab_size: int) -> Seq2Seq:
+def build_model(config: ModelConfig, vocab_size: int, predictors: Sequence[PredictorConfig] = ()) -> Seq2Seq:
     """Assembles the model that a configuration describes, with fresh weights.
 
     Args:
         config: the `[model]` table.
         vocab_size: number of pieces of the tokenizer.
+        predictors: the `[[predictors]]` that the model has.
 
     Returns:
         The model, in training mode.
@@ -43,7 +49,16 @@ def build_model(config: ModelConfig, vocab_size: int) -> Seq2Seq:
     return Seq2Seq(
         _build_encoder(config, source_embedding),
         _build_decoder(config, target_embedding, vocab_size),
+        {predictor.name: build_predictor(config, predictor) for predictor in predictors},
     )
+
+
+def build_predictor(config: ModelConfig, predictor: PredictorConfig) -> DepthPredictor:
+    """Creates a depth predictor that has learnt nothing yet."""
+    blocks = len(config.decoder.kernel_sizes)
+    if predictor.kind == "halting":
+        return HaltingUnits(config.dim, blocks, shared=predictor.units == "shared")
+    return (TokenDepth if predictor.kind == "multinomial" else SentenceDepth)(config.dim, blocks)
 
 
 def _build_encoder(config: ModelConfig, embedding: TokenEmbedding) -> Encoder:
@@ -80,10 +95,7 @@ def _build_decoder(config: ModelConfig, embedding: TokenEmbedding, vocab_size: i
         tied=config.head == "tied",
         embedding=embedding.table if config.tied_embeddings and config.head == "tied" else None,
     )
-    halting_units = None
-    if config.halting != "none":
-        halting_units = HaltingUnits(config.dim, len(blocks), shared=config.halting == "shared")
-    return Decoder(embedding, blocks, exit_heads, halting_units)
+    return Decoder(embedding, blocks, exit_heads)
 
 
 def _build_convolution(config: ModelConfig, stack: StackConfig, kernel_size: int, causal: bool) -> ConvolutionUnit:

@@ -15,6 +15,8 @@ import torch
 from torch import Tensor
 
 from edgeseq.models.seq2seq import Seq2Seq
+from edgeseq.modules import HaltingUnits
+from edgeseq.modules.predictors import mean_memory
 from edgeseq_runtime.beam import BeamOptions
 from edgeseq_runtime.tokenizer import BOS_ID, EOS_ID, PAD_ID
 
@@ -25,27 +27,66 @@ class StopRule:
 
     blocks: int
     """Blocks to run at most."""
-    choose: Callable[[list[Tensor]], Tensor]
-    """From the exit states of those blocks at one position, each (B, D), to depths, int64 (B,)."""
+    choose: Callable[[list[Tensor], Tensor], Tensor]
+    """From the exit states of those blocks at one position, each (B, D), and the encoder's output averaged over each
+    sentence, (B, D), to depths, int64 (B,)."""
 
 
 def stop_at(depth: int) -> StopRule:
     """Every token stops at the same depth."""
-    return StopRule(depth, lambda states: torch.full((len(states[0]),), depth, device=states[0].device))
+    return StopRule(depth, lambda states, _: torch.full((len(states[0]),), depth, device=states[0].device))
 
 
-def stop_by_halting(model: Seq2Seq, threshold: float) -> StopRule:
-    """A token stops at the first block n < N whose χ_n exceeds the threshold, else at N."""
-    units = model.decoder.halting_units
-    if units is None:
-        raise ValueError("the model has no halting units; train it with model.halting = 'per_block' or 'shared'")
+def stop_by_halting(model: Seq2Seq, name: str, thresholds: Sequence[float]) -> StopRule:
+    """A token stops at the first block n < N whose χ_n exceeds its threshold, else at N.
 
-    def choose(states: list[Tensor]) -> Tensor:
-        stops = torch.sigmoid(units(states)) > threshold  # (B, N - 1)
-        passed = torch.cumprod((~stops).long(), dim=-1)
-        return 1 + passed.sum(-1)
+    Args:
+        model: has halting units of that name.
+        name: of the units.
+        thresholds: N - 1 of them.
+    """
+    units = model.predictor(name)
+    if not isinstance(units, HaltingUnits):
+        raise TypeError(f"predictor {name!r} is {type(units).__name__}, which has no thresholds")
+    return StopRule(len(model.decoder.blocks), lambda states, _: _first_above(torch.sigmoid(units(states)), thresholds))
+
+
+def stop_by_confidence(model: Seq2Seq, thresholds: Sequence[float]) -> StopRule:
+    """A token stops at the first block n < N whose exit gives a piece a probability above its threshold, else at N."""
+    heads = model.decoder.exit_heads
+
+    def choose(states: list[Tensor], _: Tensor) -> Tensor:
+        below = enumerate(states[:-1], start=1)
+        confidence = [torch.softmax(heads(state, block).float(), dim=-1).amax(-1) for block, state in below]
+        return _first_above(torch.stack(confidence, dim=-1), thresholds)
 
     return StopRule(len(model.decoder.blocks), choose)
+
+
+def stop_by_choice(model: Seq2Seq, name: str, quantile: float | None = None) -> StopRule:
+    """A depth is chosen at once from a distribution.
+
+    Args:
+        model: has a predictor of that name.
+        name: of the predictor.
+        quantile: None for the likeliest depth; else the lowest whose cumulative probability reaches it.
+    """
+    predictor = model.predictor(name)
+    blocks = len(model.decoder.blocks)
+
+    def choose(states: list[Tensor], mean: Tensor) -> Tensor:
+        q = predictor.log_distribution([state.unsqueeze(1) for state in states], mean).squeeze(1).exp()
+        if quantile is None:
+            return q.argmax(-1) + 1
+        return 1 + (q.cumsum(-1)[:, :-1] < quantile).sum(-1)
+
+    return StopRule(blocks, choose)
+
+
+def _first_above(signals: Tensor, thresholds: Sequence[float]) -> Tensor:
+    """Finds the first of N - 1 signals (B, N - 1) above its threshold: 1 to N - 1, or N where there is none."""
+    goes_on = signals <= torch.tensor(list(thresholds), dtype=signals.dtype, device=signals.device)
+    return 1 + torch.cumprod(goes_on.long(), dim=-1).sum(-1)
 
 
 @torch.no_grad()
@@ -173,7 +214,7 @@ def _next_logits(
     passing = depths.new_full((len(tokens), 1), len(model.decoder.blocks))
     states = model.decoder(tokens, memory, padding_mask, torch.cat((depths, passing), dim=1), rule.blocks)
     newest = torch.stack([state[:, -1] for state in states])  # (blocks, B, D)
-    chosen = rule.choose(list(newest))
+    chosen = rule.choose(list(newest), mean_memory(memory, padding_mask))
     logits = torch.empty((len(tokens), len(model.decoder.exit_heads.weight(1))), device=tokens.device)
     for depth in chosen.unique().tolist():
         stopped = chosen == depth

@@ -8,13 +8,13 @@ Dimensions: B batch, T target positions, S source positions, D channels, N decod
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from typing import cast
 
 import torch
 from torch import Tensor, nn
 
-from edgeseq.modules import DecoderBlock, EncoderBlock, ExitHeads, HaltingUnits, TokenEmbedding
+from edgeseq.modules import DecoderBlock, DepthPredictor, EncoderBlock, ExitHeads, TokenEmbedding
 
 
 def source_bias_of(padding_mask: Tensor | None) -> Tensor | None:
@@ -51,20 +51,18 @@ class Encoder(nn.Module):
 
 
 class Decoder(nn.Module):
-    """Embedding, blocks with an exit each, heads, and optionally halting units."""
+    """Embedding, blocks with an exit each, and exit heads."""
 
     def __init__(
         self,
         embedding: TokenEmbedding,
         blocks: list[DecoderBlock],
         exit_heads: ExitHeads,
-        halting_units: HaltingUnits | None,
     ) -> None:
         super().__init__()
         self.embedding = embedding
         self.blocks = nn.ModuleList(blocks)
         self.exit_heads = exit_heads
-        self.halting_units = halting_units
 
     def forward(
         self,
@@ -73,6 +71,7 @@ class Decoder(nn.Module):
         padding_mask: Tensor | None,
         depths: Tensor | None = None,
         blocks: int | None = None,
+        up_scales: Sequence[float] | None = None,
     ) -> list[Tensor]:
         """Runs whole target sequences.
 
@@ -83,6 +82,8 @@ class Decoder(nn.Module):
             depths: int64 (B, T): where each token stopped. Above its depth a token's state is copied unchanged
                 (Elbayad et al., section 2.2.1). None: no token stopped.
             blocks: run only so many; None: all.
+            up_scales: factor by which the gradient that comes back from above is scaled, for each block but the last
+                (Elbayad et al., appendix A). None: 1.
 
         Returns:
             The exit states of the blocks that ran, each (B, T, D). Above a token's depth they have no meaning.
@@ -93,17 +94,32 @@ class Decoder(nn.Module):
         for number, block in enumerate(cast("Iterable[DecoderBlock]", self.blocks[:blocks]), start=1):
             next_x, exit_state = block(x, *block.cross_attention.project(memory), source_bias)
             x = next_x if depths is None else torch.where((depths >= number).unsqueeze(-1), next_x, x)
+            if up_scales is not None and number < len(self.blocks):
+                x = scale_gradient(x, up_scales[number - 1])
             exit_states.append(exit_state)
         return exit_states
+
+
+def scale_gradient(x: Tensor, factor: float) -> Tensor:
+    """Leaves a tensor as it is, to the bit, and scales its gradient."""
+    constant = x.detach()
+    return constant + (x - constant) * factor
 
 
 class Seq2Seq(nn.Module):
     """A translator: everything that is trained."""
 
-    def __init__(self, encoder: Encoder, decoder: Decoder) -> None:
+    def __init__(self, encoder: Encoder, decoder: Decoder, predictors: dict[str, DepthPredictor]) -> None:
         super().__init__()
         self.encoder = encoder
         self.decoder = decoder
+        self.predictors = nn.ModuleDict(predictors)
+
+    def predictor(self, name: str) -> DepthPredictor:
+        """Returns a depth predictor by its name."""
+        predictor = self.predictors[name]
+        assert isinstance(predictor, DepthPredictor)
+        return predictor
 
     def forward(self, source: Tensor, padding_mask: Tensor | None, tokens: Tensor) -> list[Tensor]:
         """Encodes and decodes with teacher forcing; returns the exit states of all blocks, each (B, T, D)."""

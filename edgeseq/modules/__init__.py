@@ -4,12 +4,14 @@ from edgeseq.modules.attention import CrossAttention
 from edgeseq.modules.blocks import ConvolutionUnit, DecoderBlock, EncoderBlock, FeedForward, ResidualNorm
 from edgeseq.modules.convolution import DynamicConv, LightweightConv
 from edgeseq.modules.embedding import TokenEmbedding
-from edgeseq.modules.exits import ExitHeads, HaltingUnits
+from edgeseq.modules.exits import ExitHeads
+from edgeseq.modules.predictors import DepthPredictor, HaltingUnits, SentenceDepth, TokenDepth
 
 __all__ = [
     "ConvolutionUnit",
     "CrossAttention",
     "DecoderBlock",
+    "DepthPredictor",
     "DynamicConv",
     "EncoderBlock",
     "ExitHeads",
@@ -17,5 +19,7 @@ __all__ = [
     "HaltingUnits",
     "LightweightConv",
     "ResidualNorm",
+    "SentenceDepth",
+    "TokenDepth",
     "TokenEmbedding",
 ]

@@ -1,11 +1,14 @@
-"""What a training phase minimises on one batch: aligned exits, halting units, or both.
+"""What a training phase minimises on one batch: the exits alone, or exits and a depth predictor together.
 
 An objective also says which parameters it trains; the trainer knows nothing else of phases.
+
+Dimensions: B sentences, T target positions, D channels, N decoder blocks, M sampled paths.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
+from itertools import chain
 from typing import Protocol
 
 import torch
@@ -13,11 +16,13 @@ from torch import Tensor, nn
 
 from edgeseq.data.batching import Batch
 from edgeseq.models import Seq2Seq
-from edgeseq.modules import HaltingUnits
-from edgeseq.modules.exits import log_stop_distribution
-from edgeseq.training.losses import classify_and_score, exit_loss, gain_loss, sample_exits
-from edgeseq.training.oracles import oracle_depths, worth_stopping
+from edgeseq.modules.predictors import mean_memory
+from edgeseq.training.losses import Teacher, classify_and_score, gradient_scales, sample_exits
+from edgeseq.training.predictor_loss import PredictorLoss, observe_exits
 from edgeseq_runtime.tokenizer import PAD_ID
+
+Loss = tuple[Tensor, dict[str, Tensor]]
+"""A loss (mean per target token), and what to log of it."""
 
 
 class Objective(Protocol):
@@ -27,148 +32,164 @@ class Objective(Protocol):
         """Yields what is trained."""
         ...
 
-    def loss(self, model: Seq2Seq, batch: Batch) -> tuple[Tensor, dict[str, Tensor]]:
-        """Computes the loss (mean per target token) and what to log of it."""
+    def loss(self, model: Seq2Seq, batch: Batch) -> Loss:
+        """Computes the loss of a batch."""
+        ...
+
+
+class DecoderObjective(Objective, Protocol):
+    """A loss of the exits, which another objective may add to."""
+
+    def decoder_loss(self, model: Seq2Seq, batch: Batch, memory: Tensor) -> tuple[Loss, Sequence[Tensor] | None]:
+        """Computes the loss from the encoder's output (B, S, D).
+
+        Returns:
+            The loss, and the exit states (B, T, D) of all blocks where no token stopped, if it computed them.
+        """
         ...
 
 
 class AlignedExits:
-    """Phase 1: every exit predicts, given true states of all blocks below (Elbayad et al., section 2.2.1)."""
+    """Every exit predicts, given true states of all blocks below (Elbayad et al., section 2.2.1)."""
 
-    def __init__(self, weights: list[float], sampled: bool, label_smoothing: float) -> None:
+    def __init__(
+        self,
+        weights: list[float],
+        sampled: bool,
+        label_smoothing: float,
+        gradient_scaling: float = 0.0,
+        self_distillation: float = 0.0,
+    ) -> None:
         """Creates the objective.
 
         Args:
             weights: of exits 1 to N, summing to 1.
             sampled: take the last exit and one at random in each step instead of all.
             label_smoothing: in [0, 1).
+            gradient_scaling: γ of appendix A; 0 leaves gradients as they are.
+            self_distillation: share of the lower exits' targets that is the last exit's distribution, in [0, 1).
         """
-        self.weights = weights
         self.sampled = sampled
         self.label_smoothing = label_smoothing
+        self.self_distillation = self_distillation
+        self._up_scales = None
+        self._weights = weights
+        if gradient_scaling:
+            scales, self._up_scales = gradient_scales(gradient_scaling, len(weights))
+            self._weights = [weight * scale for weight, scale in zip(weights, scales, strict=True)]
 
     def parameters(self, model: Seq2Seq) -> Iterator[nn.Parameter]:
-        """Yields all parameters but those of the halting units."""
-        units = model.decoder.halting_units
-        halting = set() if units is None else set(units.parameters())
-        return (parameter for parameter in model.parameters() if parameter not in halting)
+        """Yields all parameters but those of depth predictors."""
+        return trunk_parameters(model)
 
-    def loss(self, model: Seq2Seq, batch: Batch) -> tuple[Tensor, dict[str, Tensor]]:
+    def loss(self, model: Seq2Seq, batch: Batch) -> Loss:
         """Computes Σ_n w_n · cross-entropy of exit n; logs the last exit's negative log-likelihood."""
-        exit_states = model(batch.source, batch.padding_mask, batch.tokens)
-        return self.loss_of_exits(model, batch, exit_states)
+        return self.decoder_loss(model, batch, model.encoder(batch.source, batch.padding_mask))[0]
 
-    def loss_of_exits(
-        self, model: Seq2Seq, batch: Batch, exit_states: list[Tensor]
-    ) -> tuple[Tensor, dict[str, Tensor]]:
-        """Computes the same, given the exit states of all blocks."""
+    def decoder_loss(self, model: Seq2Seq, batch: Batch, memory: Tensor) -> tuple[Loss, Sequence[Tensor] | None]:
+        """See `DecoderObjective`."""
+        exit_states = model.decoder(batch.tokens, memory, batch.padding_mask, up_scales=self._up_scales)
         if self.sampled:
-            chosen = sample_exits(self.weights, torch.default_generator)
+            chosen = sample_exits(self._weights, torch.default_generator)
         else:
-            chosen = dict(enumerate(self.weights, start=1))
+            chosen = dict(enumerate(self._weights, start=1))
         valid = batch.labels != PAD_ID
         labels = batch.labels[valid]
+        blocks = len(exit_states)
+        teacher = None
+        if self.self_distillation:
+            last = exit_states[-1][valid].detach()
+            teacher = Teacher(last, model.decoder.exit_heads.weight(blocks), self.self_distillation)
         total = torch.zeros((), device=labels.device)
         likelihood = total
         for block, weight in chosen.items():
             classifier = model.decoder.exit_heads.weight(block)
-            states = exit_states[block - 1][valid]
-            loss, likelihood = classify_and_score(states, classifier, labels, self.label_smoothing)
+            loss, likelihood = classify_and_score(
+                exit_states[block - 1][valid],
+                classifier,
+                labels,
+                self.label_smoothing,
+                teacher if block < blocks else None,
+            )
             total = total + weight * loss
-        return total, {"nll": likelihood}
+        return (total, {"nll": likelihood}), exit_states
 
 
-class HaltingOnFrozenTrunk:
-    """Phase 2: the halting units learn the oracle's depths; nothing else changes."""
+class MixedExits:
+    """Tokens stop at random blocks, and later ones see their copied states above (Elbayad et al., section 2.2.2)."""
 
-    def __init__(self, oracle: str, target: str, sigma: float, depth_penalty: float) -> None:
+    def __init__(self, paths: int, label_smoothing: float) -> None:
         """Creates the objective.
 
         Args:
-            oracle: `likelihood`, `correctness` or `agreement`.
-            target: `depth`, the oracle's one depth, against the distribution of depths as in the paper; or `gain`,
-                of each unit by itself, whether a later block is worth its price.
-            sigma: width of the kernel over neighbouring tokens, 0 for none.
-            depth_penalty: λ.
+            paths: M: sequences of depths drawn for each batch, every depth equally likely.
+            label_smoothing: in [0, 1).
         """
-        self.oracle = oracle
-        self.target = target
-        self.sigma = sigma
-        self.depth_penalty = depth_penalty
+        self.paths = paths
+        self.label_smoothing = label_smoothing
 
     def parameters(self, model: Seq2Seq) -> Iterator[nn.Parameter]:
-        """Yields those of the halting units."""
-        return _halting_units(model).parameters()
+        """Yields all parameters but those of depth predictors."""
+        return trunk_parameters(model)
 
-    def loss(self, model: Seq2Seq, batch: Batch) -> tuple[Tensor, dict[str, Tensor]]:
-        """Computes the exit loss; logs the mean depths of oracle and units."""
-        was_training = model.training
-        # Dropout would blur the very states and probabilities that the units see when translating.
-        model.eval()
-        with torch.no_grad():
-            exit_states = model(batch.source, batch.padding_mask, batch.tokens)
-        model.train(was_training)
-        return self.loss_of_exits(model, batch, exit_states)
+    def loss(self, model: Seq2Seq, batch: Batch) -> Loss:
+        """Computes the mean over M paths of the cross-entropy along each; logs the negative log-likelihood."""
+        return self.decoder_loss(model, batch, model.encoder(batch.source, batch.padding_mask))[0]
 
-    def loss_of_exits(
-        self, model: Seq2Seq, batch: Batch, exit_states: list[Tensor]
-    ) -> tuple[Tensor, dict[str, Tensor]]:
-        """Computes the same, given the exit states of all blocks."""
+    def decoder_loss(self, model: Seq2Seq, batch: Batch, memory: Tensor) -> tuple[Loss, Sequence[Tensor] | None]:
+        """See `DecoderObjective`; in no pass do all tokens go on to the last block."""
+        blocks = len(model.decoder.blocks)
         valid = batch.labels != PAD_ID
-        with torch.no_grad():
-            scores = self._scores(model, exit_states, batch.labels)
-            depths = oracle_depths(scores, valid, self.sigma, self.depth_penalty)[valid]
-        halting_logits = _halting_units(model)([state[valid].float() for state in exit_states])
-        log_stop = log_stop_distribution(halting_logits)
-        if self.target == "depth":
-            loss = exit_loss(log_stop, depths)
-        else:
-            stop = worth_stopping(scores, valid, self.sigma, self.depth_penalty)[valid]
-            loss = gain_loss(halting_logits, stop)
-        blocks = torch.arange(1, len(exit_states) + 1, device=loss.device)
-        return loss, {
-            "exit_loss": loss.detach(),
-            "oracle_depth": depths.float().mean(),
-            "expected_depth": (log_stop.detach().exp() * blocks).sum(-1).mean(),
-        }
-
-    def _scores(self, model: Seq2Seq, exit_states: list[Tensor], labels: Tensor) -> Tensor:
-        """Computes how good each exit is for each token, (B, T, N)."""
-        scores, choices = [], []
-        for block, state in enumerate(exit_states, start=1):
-            logits = model.decoder.exit_heads(state, block)
-            if self.oracle == "likelihood":
-                picked = logits.gather(-1, labels.unsqueeze(-1)).squeeze(-1).float()
-                scores.append(picked - logits.float().logsumexp(-1))
-            else:
-                choices.append(logits.argmax(-1))
-        if self.oracle == "likelihood":
-            return torch.stack(scores, dim=-1)
-        wanted = labels if self.oracle == "correctness" else choices[-1]
-        return (torch.stack(choices, dim=-1) == wanted.unsqueeze(-1)).float()
+        likelihood = total = torch.zeros((), device=memory.device)
+        for _ in range(self.paths):
+            depths = torch.randint(1, blocks + 1, batch.tokens.shape, device=memory.device)
+            exit_states = model.decoder(batch.tokens, memory, batch.padding_mask, depths)
+            for block, state in enumerate(exit_states, start=1):
+                stopped = valid & (depths == block)
+                share = stopped.sum() / valid.sum()
+                if not share:
+                    continue
+                classifier = model.decoder.exit_heads.weight(block)
+                loss, nll = classify_and_score(state[stopped], classifier, batch.labels[stopped], self.label_smoothing)
+                total = total + share * loss / self.paths
+                likelihood = likelihood + share * nll / self.paths
+        return (total, {"nll": likelihood}), None
 
 
-class JointHalting:
-    """Phase 2 as in the paper: L = L_dec + α · L_exit, and everything is trained."""
+class JointObjective:
+    """Phase 2 of the paper: L = L_dec + α · L_exit, and everything is trained."""
 
-    def __init__(self, aligned: AlignedExits, halting: HaltingOnFrozenTrunk, alpha: float) -> None:
-        self.aligned = aligned
-        self.halting = halting
+    def __init__(self, exits: DecoderObjective, predictor: str, predictor_loss: PredictorLoss, alpha: float) -> None:
+        """Creates the objective.
+
+        Args:
+            exits: L_dec.
+            predictor: name of the depth predictor.
+            predictor_loss: L_exit.
+            alpha: α.
+        """
+        self.exits = exits
+        self.predictor = predictor
+        self.predictor_loss = predictor_loss
         self.alpha = alpha
 
     def parameters(self, model: Seq2Seq) -> Iterator[nn.Parameter]:
-        """Yields all parameters."""
-        return model.parameters()
+        """Yields the trunk's parameters and the predictor's."""
+        return chain(trunk_parameters(model), model.predictor(self.predictor).parameters())
 
-    def loss(self, model: Seq2Seq, batch: Batch) -> tuple[Tensor, dict[str, Tensor]]:
-        """Computes the sum; there is no stop-gradient between the units and the trunk."""
-        exit_states = model(batch.source, batch.padding_mask, batch.tokens)
-        decoder_loss, decoder_log = self.aligned.loss_of_exits(model, batch, exit_states)
-        halting_loss, halting_log = self.halting.loss_of_exits(model, batch, exit_states)
-        return decoder_loss + self.alpha * halting_loss, decoder_log | halting_log
+    def loss(self, model: Seq2Seq, batch: Batch) -> Loss:
+        """Computes the sum; there is no stop-gradient between the predictor and the trunk."""
+        memory = model.encoder(batch.source, batch.padding_mask)
+        (decoder_loss, decoder_log), exit_states = self.exits.decoder_loss(model, batch, memory)
+        if exit_states is None:
+            exit_states = model.decoder(batch.tokens, memory, batch.padding_mask)
+        mean = mean_memory(memory, batch.padding_mask)
+        observed = observe_exits(model, exit_states, mean, batch.labels)
+        exit_loss, exit_log = self.predictor_loss(model.predictor(self.predictor), observed)
+        return decoder_loss + self.alpha * exit_loss, decoder_log | exit_log
 
 
-def _halting_units(model: Seq2Seq) -> HaltingUnits:
-    units = model.decoder.halting_units
-    assert units is not None, "a halting objective needs a model with halting units"
-    return units
+def trunk_parameters(model: Seq2Seq) -> Iterator[nn.Parameter]:
+    """Yields all parameters but those of depth predictors."""
+    predictors = set(model.predictors.parameters())
+    return (parameter for parameter in model.parameters() if parameter not in predictors)

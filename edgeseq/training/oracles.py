@@ -1,4 +1,7 @@
-"""Oracles: the depth at which a token should stop, which the halting units learn (Elbayad et al., section 3.2).
+"""Oracles: the depth at which a token should stop, which depth predictors learn (Elbayad et al., section 3.2).
+
+A score says how good each exit is for a token: log p(y_t | h_t^n) for the likelihood oracle; for the correctness
+oracle 1 where y_t is the argmax at block n, else 0; the agreement oracle puts the argmax of block N in place of y_t.
 
 Dimensions: B batch, T target positions, N decoder blocks.
 """
@@ -27,43 +30,40 @@ def smooth_over_positions(scores: Tensor, valid: Tensor, sigma: float) -> Tensor
     return torch.einsum("ts,bsn->btn", kernel, scores * valid.unsqueeze(-1))
 
 
-def oracle_depths(scores: Tensor, valid: Tensor, sigma: float, depth_penalty: float) -> Tensor:
-    """Picks argmax_n (score_n - λ n); the lowest depth wins ties.
+def sum_over_sentence(scores: Tensor, valid: Tensor) -> Tensor:
+    """Sums the scores of a sentence's tokens (section 3.1): (B, T, N) → (B, 1, N); valid is bool (B, T)."""
+    return (scores * valid.unsqueeze(-1)).sum(dim=1, keepdim=True)
 
-    The score of block n is log p(y_t | h_t^n) for the likelihood oracle, and for the correctness oracle 1 where
-    y_t is the argmax at block n, else 0. With the latter, a token that no block gets right stops at block 1. The
-    agreement oracle puts the argmax of block N in place of y_t: with σ = 0 it picks the lowest block that says what
-    the last one says, so that stopping there changes nothing.
+
+def oracle_depths(scores: Tensor, costs: Tensor) -> Tensor:
+    """Picks argmax_n (score_n - cost_n); the lowest depth wins ties.
+
+    With unsmoothed correctness, a token that no block gets right stops at block 1. With unsmoothed agreement it is the
+    lowest block that says what the last one says, so that stopping there changes nothing.
 
     Args:
-        scores: (B, T, N).
-        valid: bool (B, T), True at real tokens.
-        sigma: as in `smooth_over_positions`.
-        depth_penalty: λ ≥ 0, in units of the score per block.
+        scores: (..., N), of tokens, smoothed or not, or of sentences.
+        costs: (N,), of depths 1 to N in units of the score: λ n in the paper.
 
     Returns:
-        int64 (B, T), 1 to N.
+        int64 (...), 1 to N.
     """
-    blocks = torch.arange(1, scores.shape[-1] + 1, device=scores.device, dtype=scores.dtype)
-    return (smooth_over_positions(scores, valid, sigma) - depth_penalty * blocks).argmax(-1) + 1
+    return (scores - costs).argmax(-1) + 1
 
 
-def worth_stopping(scores: Tensor, valid: Tensor, sigma: float, depth_penalty: float) -> Tensor:
-    """Says of each block below N whether no later one is worth its price: score_n - λ n ≥ max_{m > n} (score_m - λ m).
+def worth_stopping(scores: Tensor, costs: Tensor) -> Tensor:
+    """Says of each block below N whether no later one is worth its price: score_n - cost_n ≥ max_{m > n} of the same.
 
     `oracle_depths` names one depth and is silent about the blocks above it, although tokens whose unit did not
     fire there arrive at them. This speaks of every block on its own.
 
     Args:
-        scores: (B, T, N), as for `oracle_depths`.
-        valid: bool (B, T), True at real tokens.
-        sigma: as in `smooth_over_positions`.
-        depth_penalty: λ ≥ 0.
+        scores: (..., N), as for `oracle_depths`.
+        costs: (N,).
 
     Returns:
-        bool (B, T, N - 1).
+        bool (..., N - 1).
     """
-    blocks = torch.arange(1, scores.shape[-1] + 1, device=scores.device, dtype=scores.dtype)
-    net = smooth_over_positions(scores, valid, sigma) - depth_penalty * blocks
+    net = scores - costs
     best_from_here = net.flip(-1).cummax(-1).values.flip(-1)
     return net[..., :-1] >= best_from_here[..., 1:]

@@ -1,4 +1,4 @@
-"""A training run from configuration to `model.safetensors`: tokenizer, corpora, both phases."""
+"""A training run from configuration to `model.safetensors`: tokenizer, corpora, the trunk, depth predictors."""
 
 from __future__ import annotations
 
@@ -9,15 +9,19 @@ from pathlib import Path
 
 import torch
 
-from edgeseq.config import RunConfig, load_resolved_config, save_config
+from edgeseq.config import PredictorConfig, RunConfig, load_resolved_config, save_config
 from edgeseq.data.corpus import ParallelCorpus, build_corpus
 from edgeseq.data.text import read_parallel
 from edgeseq.data.vocabulary import train_tokenizer
 from edgeseq.errors import CheckpointError, ConfigError
 from edgeseq.models import Seq2Seq, build_model
+from edgeseq.models.builder import build_predictor
 from edgeseq.training.checkpoints import CHECKPOINTS_FOLDER, load_model, save_model
+from edgeseq.training.exit_cache import build_exit_cache
+from edgeseq.training.frozen_predictors import fit_predictors
 from edgeseq.training.losses import exit_weights
-from edgeseq.training.objectives import AlignedExits, HaltingOnFrozenTrunk, JointHalting
+from edgeseq.training.objectives import AlignedExits, DecoderObjective, JointObjective, MixedExits
+from edgeseq.training.predictor_loss import PredictorLoss
 from edgeseq.training.trainer import Phase, Trainer
 from edgeseq_runtime.atomic import write_file
 from edgeseq_runtime.tokenizer import Tokenizer
@@ -25,18 +29,19 @@ from edgeseq_runtime.tokenizer import Tokenizer
 CONFIG_FILE = "config.json"
 TOKENIZER_FILE = "tokenizer.model"
 MODEL_FILE = "model.safetensors"
+EXIT_CACHE_FOLDER = "exit_states"
 
 _LOGGER = logging.getLogger(__name__)
 
 
 def train(config: RunConfig, run: Path, resume: bool) -> None:
-    """Trains both phases.
+    """Trains the trunk, then the depth predictors that were not trained with it.
 
     Args:
         config: everything.
         run: the run's folder; made if missing. Afterwards it holds config.json, tokenizer.model and
             model.safetensors, which is all that export needs.
-        resume: go on with a run that was interrupted.
+        resume: go on with a run that was interrupted, or train other frozen predictors on one that was finished.
 
     Raises:
         EdgeseqError: configuration, data or checkpoint are at fault.
@@ -50,12 +55,14 @@ def train(config: RunConfig, run: Path, resume: bool) -> None:
     train_corpus = _prepare_corpus(config, tokenizer, run, "train")
     valid_corpus = _prepare_corpus(config, tokenizer, run, "valid")
     torch.manual_seed(config.training.seed)
-    model = build_model(config.model, tokenizer.vocab_size).to(device)
+    model = build_model(config.model, tokenizer.vocab_size, config.joint_predictors).to(device)
     parameters = sum(parameter.numel() for parameter in model.parameters())
     _LOGGER.info("%s parameters, training on %s", f"{parameters:,}", device)
     trainer = Trainer(run, model, tokenizer, train_corpus, valid_corpus, config.training, device)
     for phase in _phases(config):
         trainer.run_phase(phase, resume)
+    if config.frozen_predictors:
+        _train_frozen_predictors(config, run, model, train_corpus, trainer.autocast())
     save_model(model, run / MODEL_FILE)
     _LOGGER.info("%s is ready for `edgeseq export`", run)
 
@@ -68,7 +75,7 @@ def load_run(run: Path) -> tuple[RunConfig, Tokenizer, Seq2Seq]:
     """
     config = load_resolved_config(run / CONFIG_FILE)
     tokenizer = Tokenizer(run / TOKENIZER_FILE)
-    model = build_model(config.model, tokenizer.vocab_size)
+    model = build_model(config.model, tokenizer.vocab_size, config.predictors)
     load_model(model, run / MODEL_FILE)
     return config, tokenizer, model.eval()
 
@@ -96,6 +103,7 @@ def _changes(old: RunConfig, new: RunConfig) -> list[str]:
         "data.max_pieces": (old.data.max_pieces, new.data.max_pieces),
         "training.seed": (old.training.seed, new.training.seed),
         "training.batch_tokens": (old.training.batch_tokens, new.training.batch_tokens),
+        "the predictor that is trained with the trunk": (old.joint_predictors, new.joint_predictors),
     }
     return [name for name, (before, after) in pairs.items() if before != after]
 
@@ -129,11 +137,51 @@ def _prepare_corpus(config: RunConfig, tokenizer: Tokenizer, run: Path, split: s
 
 
 def _phases(config: RunConfig) -> Iterator[Phase]:
-    training, halting = config.training, config.halting
-    weights = exit_weights(training.exit_weights, len(config.model.decoder.kernel_sizes))
-    aligned = AlignedExits(weights, training.exits == "sampled", training.label_smoothing)
-    yield Phase("aligned", aligned, training)
-    if config.model.halting != "none":
-        units = HaltingOnFrozenTrunk(halting.oracle, halting.target, halting.sigma, halting.depth_penalty)
-        joint = JointHalting(aligned, units, halting.alpha) if halting.trunk == "joint" else None
-        yield Phase("halting", joint or units, halting)
+    exits = _decoder_objective(config)
+    yield Phase("exits", exits, config.training)
+    if config.joint is not None:
+        (predictor,) = config.joint_predictors
+        joint = JointObjective(exits, predictor.name, _predictor_loss(config, predictor), config.joint.alpha)
+        yield Phase("joint", joint, config.joint)
+
+
+def _decoder_objective(config: RunConfig) -> DecoderObjective:
+    training = config.training
+    if training.exits == "mixed":
+        return MixedExits(training.paths, training.label_smoothing)
+    return AlignedExits(
+        exit_weights(training.exit_weights, len(config.model.decoder.kernel_sizes)),
+        training.exits == "sampled",
+        training.label_smoothing,
+        training.gradient_scaling,
+        training.self_distillation,
+    )
+
+
+def _predictor_loss(config: RunConfig, predictor: PredictorConfig) -> PredictorLoss:
+    blocks = len(config.model.decoder.kernel_sizes)
+    prices = predictor.prices or [float(depth) for depth in range(1, blocks + 1)]
+    return PredictorLoss(predictor.oracle, predictor.target, predictor.sigma, predictor.depth_penalty, prices)
+
+
+def _train_frozen_predictors(
+    config: RunConfig, run: Path, model: Seq2Seq, corpus: ParallelCorpus, autocast: torch.autocast
+) -> None:
+    """Trains the predictors that were not trained with the trunk, and puts them into the model."""
+    _LOGGER.info("computing exit states of %s target tokens", f"{config.frozen.tokens:,}")
+    cache = build_exit_cache(
+        model,
+        corpus,
+        run / EXIT_CACHE_FOLDER,
+        tokens=config.frozen.tokens,
+        batch_tokens=config.training.batch_tokens,
+        seed=config.training.seed,
+        autocast=autocast,
+    )
+    predictors = {
+        predictor.name: (build_predictor(config.model, predictor), _predictor_loss(config, predictor))
+        for predictor in config.frozen_predictors
+    }
+    fit_predictors(cache, predictors, config.frozen.epochs, config.frozen.learning_rate, config.training.seed)
+    for name, (predictor, _) in predictors.items():
+        model.predictors[name] = predictor

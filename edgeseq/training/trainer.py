@@ -124,7 +124,7 @@ class Trainer:
                     )
                 for _ in range(self.config.accumulation):
                     batch = next(batches)
-                    with self._autocast():
+                    with self.autocast():
                         loss, logged = phase.objective.loss(self.model, batch)
                     (loss / self.config.accumulation).backward()
                     progress.tokens += batch.labels.numel()
@@ -171,7 +171,7 @@ class Trainer:
         self.model.eval()
         blocks = len(self.model.decoder.blocks)
         depths = self.config.valid_depths or sorted({1, (blocks + 1) // 2, blocks})
-        with self._autocast():
+        with self.autocast():
             losses = loss_per_depth(self.model, self.valid_corpus, self.device)
             scores = bleu_per_depth(self.model, self.valid_corpus, self.tokenizer, depths, self.config.valid_sentences)
         metrics = {f"valid_nll_{depth}": loss for depth, loss in enumerate(losses, start=1)}
@@ -192,7 +192,8 @@ class Trainer:
         keep = self.config.keep_checkpoints
         save_checkpoint(self.checkpoints, self.model, optimizer, progress, keep, interrupted=interrupted)
 
-    def _autocast(self) -> torch.autocast:
+    def autocast(self) -> torch.autocast:
+        """Opens the precision in which matrix products are computed."""
         enabled = self.config.precision == "bfloat16"
         return torch.autocast(self.device.type, dtype=torch.bfloat16, enabled=enabled)
 

@@ -9,14 +9,16 @@ from pathlib import Path
 
 import torch
 from safetensors.torch import save
+from torch import Tensor
 
+from edgeseq import modules
 from edgeseq.config import RunConfig
 from edgeseq.data.text import read_parallel
 from edgeseq.models import Seq2Seq
 from edgeseq.training.run import load_run
 from edgeseq_export.decoding_parity import MAX_TIE_SHARE, TIE_MARGIN, compare_decoding
 from edgeseq_export.errors import ExportError
-from edgeseq_export.facts import model_facts
+from edgeseq_export.facts import model_facts, predictor_entry
 from edgeseq_export.graphs import split_model
 from edgeseq_export.onnx_graphs import write_graph
 from edgeseq_export.operating_point import Measured, measure_policies
@@ -35,7 +37,7 @@ from edgeseq_runtime.manifest import (
     Provenance,
     TokenizerFacts,
 )
-from edgeseq_runtime.policy import HaltingUnits
+from edgeseq_runtime.predictors import DepthClassifier, HaltingUnits, Predictor
 from edgeseq_runtime.signatures import expected_signatures
 from edgeseq_runtime.tokenizer import EOS_ID, Tokenizer
 
@@ -81,10 +83,10 @@ def export_run(run: Path, bundle: Path, validation: ValidationText | None) -> Ma
         rows = _write_graphs(model, facts, folder)
         _LOGGER.info("%s", format_rows(rows))
         write_file(folder / TOKENIZER_FILE, tokenizer.model_bytes)
-        units = _write_predictors(model, folder)
+        predictors = _write_predictors(model, folder)
         sources = _parity_sources(tokenizer, None if pairs is None else [source for source, _ in pairs])
-        parity = _compare_decodes(model, facts, folder, units, sources, rows)
-        manifest = _build_manifest(config, facts, folder, parity)
+        parity = _compare_decodes(model, facts, folder, predictors, sources, rows)
+        manifest = _build_manifest(config, model, facts, folder, parity)
         write_file(folder / MANIFEST_FILE, manifest.to_bytes())
         # Opening it runs all checks a user's runtime will run.
         translator = Translator(folder, depth="full", device="cpu")
@@ -111,13 +113,18 @@ def _write_graphs(model: Seq2Seq, facts: ModelFacts, folder: Path) -> list[Parit
     return rows
 
 
-def _write_predictors(model: Seq2Seq, folder: Path) -> HaltingUnits | None:
-    units = model.decoder.halting_units
-    if units is None:
-        return None
-    weight, bias = units.weight.detach(), units.bias.detach()
-    write_file(folder / PREDICTORS_FILE, save({"halting.weight": weight, "halting.bias": bias}))
-    return HaltingUnits(weight.numpy(), bias.numpy())
+def _write_predictors(model: Seq2Seq, folder: Path) -> dict[str, Predictor]:
+    tensors: dict[str, Tensor] = {}
+    predictors: dict[str, Predictor] = {}
+    for name in model.predictors:
+        predictor = model.predictor(name)
+        weight, bias = predictor.weight.detach(), predictor.bias.detach()
+        tensors |= {f"{name}.weight": weight, f"{name}.bias": bias}
+        exported = HaltingUnits if isinstance(predictor, modules.HaltingUnits) else DepthClassifier
+        predictors[name] = exported(weight.numpy(), bias.numpy())
+    if tensors:
+        write_file(folder / PREDICTORS_FILE, save(tensors))
+    return predictors
 
 
 def _parity_sources(tokenizer: Tokenizer, text: list[str] | None) -> list[list[int]]:
@@ -138,12 +145,12 @@ def _compare_decodes(
     model: Seq2Seq,
     facts: ModelFacts,
     folder: Path,
-    units: HaltingUnits | None,
+    predictors: dict[str, Predictor],
     sources: list[list[int]],
     rows: list[ParityRow],
 ) -> ParityReport:
     engine = Engine(folder, facts, device="cpu")
-    decoding = compare_decoding(model, engine, units, sources, _PARITY_LENGTH, _SEED)
+    decoding = compare_decoding(model, engine, predictors, sources, _PARITY_LENGTH, _SEED)
     summary = (
         f"{decoding.sentences} forced decodes, {decoding.tokens} tokens, {decoding.decisions} decisions: "
         f"{decoding.disagreements} differ, {decoding.ties} ties"
@@ -157,9 +164,11 @@ def _compare_decodes(
     return ParityReport(tie_margin=TIE_MARGIN, rows=rows, decoding=decoding)
 
 
-def _build_manifest(config: RunConfig, facts: ModelFacts, folder: Path, parity: ParityReport) -> Manifest:
+def _build_manifest(
+    config: RunConfig, model: Seq2Seq, facts: ModelFacts, folder: Path, parity: ParityReport
+) -> Manifest:
     files: list[FileEntry] = [describe_file(folder, TOKENIZER_FILE, "tokenizer")]
-    if facts.halting != "none":
+    if config.predictors:
         files.append(describe_file(folder, PREDICTORS_FILE, "predictors"))
     return Manifest(
         edgeseq_version=__version__,
@@ -168,6 +177,10 @@ def _build_manifest(config: RunConfig, facts: ModelFacts, folder: Path, parity: 
         graphs=[describe_graph(folder, signature) for signature in expected_signatures(facts)],
         files=files,
         tokenizer=TokenizerFacts(pieces=facts.vocab_size),
+        predictors=[
+            predictor_entry(predictor, model, joint=predictor in config.joint_predictors)
+            for predictor in config.predictors
+        ],
         operating_points=[],
         quality=[],
         parity=parity,

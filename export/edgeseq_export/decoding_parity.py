@@ -8,7 +8,7 @@ Dimensions: B sentences, T target positions, N decoder blocks, V vocabulary.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -16,11 +16,16 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from edgeseq import modules
 from edgeseq.models import Seq2Seq
-from edgeseq.models.reference import StopRule, pad_sources, reference_decode, stop_by_halting
+from edgeseq.models.reference import StopRule, pad_sources, reference_decode, stop_by_choice, stop_by_halting
+from edgeseq.modules.predictors import mean_memory
 from edgeseq_runtime.engine import Engine
 from edgeseq_runtime.manifest import DecodingParity
-from edgeseq_runtime.policy import HaltingUnits
+from edgeseq_runtime.policy import largest_probability
+from edgeseq_runtime.predictors import DepthClassifier, HaltingUnits, Predictor
+from edgeseq_runtime.predictors import mean_memory as runtime_mean_memory
+from edgeseq_runtime.state import DecoderState
 from edgeseq_runtime.tokenizer import BOS_ID, PAD_ID
 
 TIE_MARGIN = 1e-4
@@ -29,7 +34,7 @@ TIE_MARGIN = 1e-4
 MAX_TIE_SHARE = 0.001
 
 _BATCH = 16
-_HALTING_THRESHOLD = 0.5
+_THRESHOLD = 0.5
 
 
 @dataclass
@@ -49,41 +54,55 @@ class _Count:
 
 @dataclass
 class _Replay:
-    """A depth policy that follows given depths and keeps what a halting policy would have seen."""
+    """A depth policy that follows given depths and keeps what any policy would have seen."""
 
-    units: HaltingUnits | None
+    blocks: int
     depths: NDArray[np.int64] = field(default_factory=lambda: np.zeros(0, dtype=np.int64))
-    halting_logits: dict[int, NDArray[np.float32]] = field(default_factory=dict)
-    """Block → logits of the rows that ran it, in order."""
+    exit_states: dict[int, NDArray[np.float32]] = field(default_factory=dict)
+    """Block → exit states of the rows that ran it, in order."""
+    confidence: dict[int, NDArray[np.float32]] = field(default_factory=dict)
+    """Block → their largest probabilities."""
     name: str = "replay"
+    reads_logits: bool = True
+
+    def limits(self, memory: NDArray[np.float32], lengths: NDArray[np.int64]) -> NDArray[np.int64]:
+        del memory
+        return np.full(len(lengths), self.blocks, dtype=np.int64)
 
     def decides(self, block: int) -> bool:
         return block >= 1
 
-    def stops(self, block: int, exit_states: NDArray[np.float32]) -> NDArray[np.bool_]:
-        if self.units is not None:
-            self.halting_logits[block] = self.units.logits(block, exit_states)
-        return self.depths[self.depths >= block] <= block
+    def plan(
+        self, block: int, exit_states: NDArray[np.float32], logits: NDArray[np.float32] | None
+    ) -> NDArray[np.int64]:
+        assert logits is not None
+        self.exit_states[block] = exit_states.copy()
+        self.confidence[block] = largest_probability(logits)
+        return self.depths[self.depths >= block]
+
+    def decision_flops(self, block: int) -> int:
+        del block
+        return 0
 
 
 @torch.no_grad()
 def compare_decoding(
     model: Seq2Seq,
     engine: Engine,
-    units: HaltingUnits | None,
+    predictors: Mapping[str, Predictor],
     sources: Sequence[Sequence[int]],
     max_length: int,
     seed: int,
 ) -> DecodingParity:
-    """Leads the engine along torch's decodes and compares the choice of each token and of each stop.
+    """Leads the engine along torch's decodes and compares the choice of each token and what each predictor says.
 
     Each sentence is decoded twice: with depths drawn at random, so that every block is skipped and entered again,
-    and where there are halting units with theirs.
+    and where there are predictors as the first of them says.
 
     Args:
         model: in evaluation mode.
         engine: of the exported graphs.
-        units: the exported halting units.
+        predictors: the exported ones by name.
         sources: token ids, EOS last.
         max_length: greatest number of tokens per sentence.
         seed: of the random depths.
@@ -94,16 +113,19 @@ def compare_decoding(
     generator = torch.Generator().manual_seed(seed)
     blocks = len(model.decoder.blocks)
     rules = [
-        StopRule(blocks, lambda states: torch.randint(1, blocks + 1, (len(states[0]),), generator=generator)),
+        StopRule(blocks, lambda states, _: torch.randint(1, blocks + 1, (len(states[0]),), generator=generator)),
     ]
-    if units is not None:
-        rules.append(stop_by_halting(model, _HALTING_THRESHOLD))
+    for name in list(model.predictors)[:1]:
+        if isinstance(model.predictor(name), modules.HaltingUnits):
+            rules.append(stop_by_halting(model, name, [_THRESHOLD] * (blocks - 1)))
+        else:
+            rules.append(stop_by_choice(model, name))
     count = _Count()
     for rule in rules:
         for start in range(0, len(sources), _BATCH):
             batch = sources[start : start + _BATCH]
             decoded = reference_decode(model, batch, rule, [max_length] * len(batch))
-            _compare_batch(model, engine, units, batch, decoded, count)
+            _compare_batch(model, engine, predictors, batch, decoded, count)
     return DecodingParity(
         sentences=count.sentences,
         tokens=count.tokens,
@@ -116,7 +138,7 @@ def compare_decoding(
 def _compare_batch(
     model: Seq2Seq,
     engine: Engine,
-    units: HaltingUnits | None,
+    predictors: Mapping[str, Predictor],
     sources: Sequence[Sequence[int]],
     decoded: Sequence[tuple[list[int], list[int]]],
     count: _Count,
@@ -131,34 +153,89 @@ def _compare_batch(
         valid[row, : len(row_tokens)] = True
     fed = torch.cat((torch.full((len(sources), 1), BOS_ID), tokens[:, :-1]), dim=1)
     source, padding_mask = pad_sources(sources, torch.device("cpu"))
-    states = model.decoder(fed, model.encoder(source, padding_mask), padding_mask, depths)
+    memory = model.encoder(source, padding_mask)
+    states = model.decoder(fed, memory, padding_mask, depths)
     logits = _logits_at_depth(model, states, depths)
     logits[..., [PAD_ID, BOS_ID]] = float("-inf")
-    halting = None
-    if model.decoder.halting_units is not None:
-        halting = model.decoder.halting_units(states).double().numpy()
+    told = _Told(model, states, memory, padding_mask)
 
-    replay = _Replay(units)
+    replay = _Replay(len(states))
     state = engine.encode(sources, replay)
+    told.compare_sentences(predictors, state, count)
     for position in range(longest):
         replay.depths = depths[:, position].numpy()
         found = engine.step(state, fed[:, position].numpy()).logits
         rows = valid[:, position].numpy()
         _compare_tokens(logits[:, position].double().numpy()[rows], found[rows].astype(np.float64), count)
-        if halting is None:
-            continue
-        for block, found_logits in replay.halting_logits.items():
-            entered = replay.depths >= block
-            expected = halting[:, position, block - 1][entered & rows]
-            got = found_logits[rows[entered]].astype(np.float64)
-            count.add(expected > 0, got > 0, np.abs(expected))
-        replay.halting_logits.clear()
+        told.compare_tokens(predictors, replay, position, rows, count)
     count.sentences += len(sources)
     count.tokens += int(valid.sum())
 
 
+class _Told:
+    """What torch's predictors say of a batch, to be compared with those of the runtime."""
+
+    def __init__(self, model: Seq2Seq, states: list[Tensor], memory: Tensor, padding_mask: Tensor | None) -> None:
+        mean = mean_memory(memory, padding_mask)
+        self._halting: dict[str, NDArray[np.float64]] = {}  # logits of chi, (B, T, N - 1)
+        self._token: dict[str, NDArray[np.float64]] = {}  # log q, (B, T, N)
+        self._sentence: dict[str, NDArray[np.float64]] = {}  # log q, (B, N)
+        for name in model.predictors:
+            predictor = model.predictor(name)
+            if isinstance(predictor, modules.HaltingUnits):
+                self._halting[name] = predictor(states).double().numpy()
+            elif isinstance(predictor, modules.TokenDepth):
+                self._token[name] = predictor.log_distribution(states, mean).double().numpy()
+            else:
+                self._sentence[name] = predictor.log_distribution(states, mean)[:, 0].double().numpy()
+        heads = model.decoder.exit_heads
+        confidence = [
+            torch.softmax(heads(state, block), dim=-1).amax(-1) for block, state in enumerate(states[:-1], start=1)
+        ]
+        self._confidence = torch.stack(confidence or [memory[:, :0, 0]], dim=-1).double().numpy()  # (B, T, N - 1)
+
+    def compare_sentences(self, predictors: Mapping[str, Predictor], state: DecoderState, count: _Count) -> None:
+        for name, expected in self._sentence.items():
+            predictor = predictors[name]
+            assert isinstance(predictor, DepthClassifier)
+            found = predictor.logits(runtime_mean_memory(state.memory, state.lengths))
+            _compare_choices(expected, found.astype(np.float64), count)
+
+    def compare_tokens(
+        self,
+        predictors: Mapping[str, Predictor],
+        replay: _Replay,
+        position: int,
+        rows: NDArray[np.bool_],
+        count: _Count,
+    ) -> None:
+        for block, exit_states in replay.exit_states.items():
+            entered = replay.depths >= block
+            real, kept = entered & rows, rows[entered]
+            for name, logits in self._halting.items():
+                predictor = predictors[name]
+                assert isinstance(predictor, HaltingUnits)
+                expected = logits[real, position, block - 1]
+                found = predictor.logits(block, exit_states)[kept].astype(np.float64)
+                count.add(expected > 0, found > 0, np.abs(expected))
+            expected = self._confidence[real, position, block - 1] - _THRESHOLD
+            found = replay.confidence[block][kept].astype(np.float64) - _THRESHOLD
+            count.add(expected > 0, found > 0, np.abs(expected))
+        for name, log_q in self._token.items():
+            predictor = predictors[name]
+            assert isinstance(predictor, DepthClassifier)
+            found = predictor.logits(replay.exit_states[1]).astype(np.float64)
+            _compare_choices(log_q[rows, position], found[rows], count)
+        replay.exit_states.clear()
+
+
 def _compare_tokens(expected: NDArray[np.float64], found: NDArray[np.float64], count: _Count) -> None:
     found[:, [PAD_ID, BOS_ID]] = -np.inf
+    _compare_choices(expected, found, count)
+
+
+def _compare_choices(expected: NDArray[np.float64], found: NDArray[np.float64], count: _Count) -> None:
+    """Compares the best of each row, (rows, choices)."""
     best = np.sort(expected, axis=-1)
     margin = best[:, -1] - best[:, -2]
     choice = expected.argmax(axis=-1)

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from edgeseq.config import ModelConfig
+from edgeseq.config import ModelConfig, PredictorConfig
 from edgeseq.models import Seq2Seq
-from edgeseq_runtime.manifest import ModelFacts
+from edgeseq_runtime.manifest import ModelFacts, PredictorEntry
 
 
 def model_facts(config: ModelConfig, model: Seq2Seq, vocab_size: int) -> ModelFacts:
@@ -17,10 +17,29 @@ def model_facts(config: ModelConfig, model: Seq2Seq, vocab_size: int) -> ModelFa
         decoder_kernel_sizes=list(config.decoder.kernel_sizes),
         head=config.head,
         norm=config.norm,
-        halting=config.halting,
         parameters=sum(parameter.numel() for parameter in model.parameters()),
         feed_forward_dim=config.decoder.feed_forward_dim,
         convolution=config.decoder.convolution,
         glu=config.decoder.glu,
         convolution_heads=config.decoder.convolution_heads,
+    )
+
+
+def predictor_entry(config: PredictorConfig, model: Seq2Seq, *, joint: bool) -> PredictorEntry:
+    """Gathers the manifest's facts of a depth predictor.
+
+    Args:
+        config: its table of the configuration.
+        model: has it.
+        joint: whether it was trained together with the trunk.
+    """
+    terms = {"sigma": config.sigma, "lambda": config.depth_penalty}
+    described = ", ".join(f"{name} {value:g}" for name, value in terms.items())
+    prices = f" times {config.prices}" if config.prices else ""
+    trunk = "joint" if joint else "frozen"
+    return PredictorEntry(
+        name=config.name,
+        kind=config.kind,
+        rows=len(model.predictor(config.name).weight),
+        training=f"{config.oracle}, {described}{prices}, target {config.target}, {trunk} trunk",
     )

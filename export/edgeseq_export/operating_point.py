@@ -8,13 +8,14 @@ from dataclasses import dataclass
 from edgeseq.evaluation.policies import PolicyResult, evaluate_policies
 from edgeseq_runtime import Translator
 from edgeseq_runtime.manifest import DepthQuality, OperatingPoint
-from edgeseq_runtime.policy import DEFAULT_POINT
+from edgeseq_runtime.policy_names import DEFAULT_POINT
 
 MAX_BLEU_LOSS = 0.4
-"""Against full depth on the validation set: the default point is the shallowest that loses no more."""
+"""Against full depth on the validation set: the default point is the cheapest that loses no more."""
 
 _THRESHOLDS = (0.3, 0.5, 0.6, 0.7, 0.75, 0.8, 0.85, 0.9, 0.92, 0.93, 0.94, 0.96, 0.98)
-_FEW_EXITS_THRESHOLDS = _THRESHOLDS[6:]
+_FEW_BLOCKS_THRESHOLDS = _THRESHOLDS[6:]
+_QUANTILES = (0.3, 0.5, 0.7, 0.8, 0.9)
 _BATCH_SIZE = 32
 
 
@@ -28,7 +29,7 @@ class Measured:
 
 
 def measure_policies(translator: Translator, sources: Sequence[str], references: Sequence[str]) -> Measured:
-    """Measures fixed depths and halting thresholds, and picks the default operating point.
+    """Measures fixed depths and the bundle's first predictor, and picks the default operating point.
 
     Args:
         translator: the new bundle.
@@ -36,27 +37,30 @@ def measure_policies(translator: Translator, sources: Sequence[str], references:
         references: one per source.
 
     Returns:
-        All results. The default point is the policy of least average depth whose BLEU is within 0.4 of full
-        depth, whether tokens may stop after all blocks or after a few; with no halting unit there is none.
+        All results. The default point is the policy of fewest decoder FLOPs whose BLEU is within 0.4 of full depth,
+        whether tokens may stop after all blocks or after a few; without predictors there is none.
     """
     model = translator.manifest.model
     depths = [str(depth) for depth in range(1, model.decoder_blocks + 1)]
-    if model.halting != "none":
-        depths += [f"halting:{threshold:g}" for threshold in _THRESHOLDS]
-        depths += [
-            f"halting:{threshold:g}@{exits}"
-            for exits in _few_exits(model.decoder_blocks)
-            for threshold in _FEW_EXITS_THRESHOLDS
-        ]
+    for entry in translator.manifest.predictors[:1]:
+        if entry.kind == "halting":
+            depths += [f"{entry.name}:{threshold:g}" for threshold in _THRESHOLDS]
+            depths += [
+                f"{entry.name}:{threshold:g}@{blocks}"
+                for blocks in _few_blocks(model.decoder_blocks)
+                for threshold in _FEW_BLOCKS_THRESHOLDS
+            ]
+        else:
+            depths += [entry.name, *(f"{entry.name}:{quantile:g}" for quantile in _QUANTILES)]
     results = evaluate_policies(translator, sources, references, depths, _BATCH_SIZE)
     full = results[model.decoder_blocks - 1]
     adaptive = results[model.decoder_blocks :]
     good = [result for result in adaptive if result.scores.bleu >= full.scores.bleu - MAX_BLEU_LOSS]
-    points = [_point(min(good, key=lambda result: result.average_depth), full)] if good else []
+    points = [_point(min(good, key=lambda result: result.flops_per_token), full)] if good else []
     return Measured(results, [_quality(result) for result in results], points)
 
 
-def _few_exits(blocks: int) -> list[str]:
+def _few_blocks(blocks: int) -> list[str]:
     """Sets of blocks to stop after, fewer than all: the even ones, and powers of two.
 
     Units asked at every block have many chances to stop a token too early; each stop also costs a batch time.

@@ -22,7 +22,9 @@ from edgeseq_runtime.manifest import (
     Manifest,
     TensorSpec,
 )
-from edgeseq_runtime.policy import DepthPolicy, HaltingUnits, parse_policy
+from edgeseq_runtime.policy import DepthPolicy
+from edgeseq_runtime.policy_names import parse_policy
+from edgeseq_runtime.predictors import DepthClassifier, HaltingUnits, Predictor
 from edgeseq_runtime.safetensors import read_safetensors
 from edgeseq_runtime.signatures import GraphSignature, expected_signatures
 from edgeseq_runtime.tokenizer import Tokenizer
@@ -42,18 +44,18 @@ class Bundle:
         sha256: Hash of ``manifest.json``, which lists the hashes of all other files, so it
             stands for the whole bundle.
         tokenizer: Its tokenizer.
-        halting: Weights of its halting units, None where it has none.
+        predictors: Weights of its depth predictors by name.
     """
 
     path: Path
     manifest: Manifest
     sha256: str
     tokenizer: Tokenizer
-    halting: HaltingUnits | None
+    predictors: dict[str, Predictor]
 
     def policy(self, text: str | int) -> DepthPolicy:
-        """Parse a depth policy as :func:`edgeseq_runtime.policy.parse_policy` does."""
-        return parse_policy(text, self.manifest, self.halting)
+        """Parse a depth policy as :func:`edgeseq_runtime.policy_names.parse_policy` does."""
+        return parse_policy(text, self.manifest, self.predictors)
 
 
 def load_bundle(path: str | Path) -> Bundle:
@@ -75,7 +77,7 @@ def load_bundle(path: str | Path) -> Bundle:
         manifest=manifest,
         sha256=hashlib.sha256(data).hexdigest(),
         tokenizer=_read_tokenizer(folder, manifest),
-        halting=_read_halting(folder, manifest),
+        predictors=_read_predictors(folder, manifest),
     )
 
 
@@ -200,18 +202,24 @@ def _read_tokenizer(folder: Path, manifest: Manifest) -> Tokenizer:
     return tokenizer
 
 
-def _read_halting(folder: Path, manifest: Manifest) -> HaltingUnits | None:
-    units = manifest.model.halting_units
-    if not units:
-        return None
+def _read_predictors(folder: Path, manifest: Manifest) -> dict[str, Predictor]:
+    if not manifest.predictors:
+        return {}
     path = folder / _entry_of(manifest, "predictors").file
     if path.stat().st_size > MAX_PREDICTORS_BYTES:
-        raise BundleError(f"{path} has more than {MAX_PREDICTORS_BYTES} bytes, too large for halting units")
+        raise BundleError(f"{path} has more than {MAX_PREDICTORS_BYTES} bytes, too large for depth predictors")
     tensors = read_safetensors(path.read_bytes(), str(path))
     shapes = {name: tensor.shape for name, tensor in tensors.items()}
-    expected = {"halting.weight": (units, manifest.model.dim), "halting.bias": (units,)}
+    expected: dict[str, tuple[int, ...]] = {}
+    for entry in manifest.predictors:
+        expected |= {f"{entry.name}.weight": (entry.rows, manifest.model.dim), f"{entry.name}.bias": (entry.rows,)}
     if shapes != expected:
         raise BundleError(f"{path} holds {shapes}, expected {expected}")
     if not all(np.isfinite(tensor).all() for tensor in tensors.values()):
         raise BundleError(f"{path} holds weights that are not finite: export the model again")
-    return HaltingUnits(tensors["halting.weight"], tensors["halting.bias"])
+    return {
+        entry.name: (HaltingUnits if entry.kind == "halting" else DepthClassifier)(
+            tensors[f"{entry.name}.weight"], tensors[f"{entry.name}.bias"]
+        )
+        for entry in manifest.predictors
+    }

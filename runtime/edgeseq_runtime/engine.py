@@ -24,6 +24,7 @@ import numpy as np
 
 from edgeseq_runtime.arrays import AnyArray, BoolArray, FloatArray, IntArray
 from edgeseq_runtime.errors import DeviceError, InputError
+from edgeseq_runtime.exit_heads import StepLogits
 from edgeseq_runtime.manifest import ModelFacts
 from edgeseq_runtime.places import Layout, StepPlaces
 from edgeseq_runtime.policy import DepthPolicy
@@ -76,7 +77,6 @@ class Engine:
         self.threads = threads
         self.provider, self._graphs = _open_graphs(folder, model, device, threads)
         self._dim = model.dim
-        self._vocab_size = model.vocab_size
         self._layout = Layout(model)
         self._encoded = itertools.count()
         self._sinusoids = Sinusoids(model.dim)
@@ -138,7 +138,8 @@ class Engine:
             tokens: (rows,), the tokens at the rows' current positions: bos at first.
             parents: (rows,), for each row the row of the previous step it continues; rows not
                 named are dropped. None continues all rows in order.
-            depths: (rows,), the depth of each token, from 1 to N, instead of the policy's choice.
+            depths: (rows,), the depth of each token, from 1 to N, instead of the policy's choice; 0
+                leaves it to the policy. None leaves all to it.
 
         Raises:
             InputError: Arrays of the wrong length, or depths out of range.
@@ -153,9 +154,9 @@ class Engine:
             "own_cells": places.own_cells,
         }
         self._bound(state, "embed").run({"states": state.states}, feed)
-        used = self._run_blocks(state, places, depths)
+        step = self._run_blocks(state, places, depths)
         state.positions = state.positions + 1
-        return Step(self._logits(state.exit_states, used), used)
+        return step
 
     def _bound(self, state: DecoderState, role: str, block: int | None = None) -> BoundGraph:
         key = (role, block)
@@ -167,8 +168,8 @@ class Engine:
         for name, array in (("tokens", tokens), ("depths", depths)):
             if array is not None and array.shape != (state.rows,):
                 raise InputError(f"{name} has the shape {array.shape}, expected ({state.rows},)")
-        if depths is not None and not ((depths >= 1) & (depths <= self._depth)).all():
-            raise InputError(f"depths are {depths.tolist()}, expected 1 to {self._depth}")
+        if depths is not None and not ((depths >= 0) & (depths <= self._depth)).all():
+            raise InputError(f"depths are {depths.tolist()}, expected 1 to {self._depth}, or 0 for the policy's choice")
 
     def _encode_by_length(self, sources: Sequence[Sequence[int]], lengths: IntArray, padded: IntArray) -> FloatArray:
         """Run the encoder on sentences of one padded length at a time.
@@ -195,29 +196,40 @@ class Engine:
         mask = np.arange(padded) >= lengths[:, None]
         return self._graphs["encoder", None].run({"source": source, "padding_mask": mask})[0]
 
-    def _run_blocks(self, state: DecoderState, places: StepPlaces, depths: IntArray | None) -> IntArray:
-        """Run each row through the blocks until it stops; give its depth, (rows,)."""
+    def _run_blocks(self, state: DecoderState, places: StepPlaces, depths: IntArray | None) -> Step:
+        """Run each row through the blocks until it stops, then through its exit head."""
+        policy = state.policy
+        limits = state.limits  # of the active rows, like `free`
+        free: BoolArray | None = None  # rows whose depth is the policy's choice; None: all
+        if depths is not None:
+            free = depths == 0
+            limits = np.where(free, limits, depths)
+        heads = StepLogits(state.exit_states, self._classify, tied=self._tied)
         visits = []
         for block in range(1, self._depth + 1):
             self._run_block(state, block, places)
             visits.append(places.active)
             if block == self._depth:
                 break
-            if depths is None and not state.policy.decides(block):
+            logits = None
+            if policy.decides(block) and (free is None or free.any()):
+                exit_states = heads.exit_states_of(places.active)
+                logits = heads.classify(block, exit_states) if policy.reads_logits else None
+                planned = np.minimum(limits, policy.plan(block, exit_states, logits))
+                limits = planned if free is None else np.where(free, planned, limits)
+            stays = limits > block
+            going = stays.nonzero()[0]
+            if len(going) == len(limits):
                 continue
-            going = (~self._stops(state, block, places.active, depths)).nonzero()[0]
+            if logits is not None:
+                heads.keep(places.active, logits, ~stays)
             if not len(going):
                 break
-            if len(going) < len(places.active):
-                places.narrow(going)
-        return np.bincount(np.concatenate(visits), minlength=state.rows)
-
-    def _stops(self, state: DecoderState, block: int, active: IntArray, depths: IntArray | None) -> BoolArray:
-        """Which of the active rows stop after ``block``: (active rows,)."""
-        if depths is not None:
-            return depths[active] <= block
-        everyone = len(active) == state.rows
-        return state.policy.stops(block, state.exit_states if everyone else state.exit_states.take(active, axis=0))
+            places.narrow(going)
+            limits = limits.take(going)
+            free = None if free is None else free.take(going)
+        used = np.bincount(np.concatenate(visits), minlength=state.rows)
+        return Step(heads.finish(used), used)
 
     def _run_block(self, state: DecoderState, block: int, places: StepPlaces) -> None:
         """Run a block on the active rows, after making the columns that they skipped."""
@@ -261,18 +273,9 @@ class Engine:
         value[rows] = new_value
         return key, value
 
-    def _logits(self, exit_states: FloatArray, depths: IntArray) -> FloatArray:
-        """Run each row's exit head: (rows, vocab)."""
-        if self._tied:
-            return self._graphs["head", None].run({"exit_states": exit_states})[0]
-        used = np.unique(depths).tolist()
-        if len(used) == 1:
-            return self._graphs["head", used[0]].run({"exit_states": exit_states})[0]
-        logits = np.empty((len(depths), self._vocab_size), dtype=np.float32)
-        for depth in used:
-            rows = np.flatnonzero(depths == depth)
-            logits[rows] = self._graphs["head", depth].run({"exit_states": exit_states[rows]})[0]
-        return logits
+    def _classify(self, block: int, exit_states: FloatArray) -> FloatArray:
+        """Run the exit head of a block: (n, d) to (n, vocab)."""
+        return self._graphs["head", None if self._tied else block].run({"exit_states": exit_states})[0]
 
 
 def _open_graphs(folder: Path, model: ModelFacts, device: str, threads: int) -> tuple[str, Graphs]:

@@ -11,10 +11,11 @@ values for sentences that turn out never to enter a block, because one call for 
 This is a model of the work, not of the time: see the measured table in the project's results.
 """
 
-from collections.abc import Collection, Sequence
+from collections.abc import Sequence
 from dataclasses import astuple, dataclass
 
 from edgeseq_runtime.manifest import ModelFacts
+from edgeseq_runtime.policy import DepthPolicy
 
 
 @dataclass(frozen=True)
@@ -25,14 +26,14 @@ class DecoderFlops:
         blocks: Blocks that ran: convolution, encoder-decoder attention and feed-forward.
         cross: Keys and values of the source, per block when the sentence first enters it.
         backfill: Columns of positions that had stopped below a block entered later.
-        halting: Halting units.
-        head: Exit heads.
+        decisions: What the depth policy computes, exit heads not counted.
+        head: Exit heads, those that the policy reads included.
     """
 
     blocks: int = 0
     cross: int = 0
     backfill: int = 0
-    halting: int = 0
+    decisions: int = 0
     head: int = 0
 
     @property
@@ -45,23 +46,22 @@ class DecoderFlops:
         return DecoderFlops(*(a + b for a, b in zip(astuple(self), astuple(other), strict=True)))
 
 
-def decoder_flops(
-    model: ModelFacts, source_pieces: int, depths: Sequence[int], *, asked: Collection[int] = ()
-) -> DecoderFlops:
+def decoder_flops(model: ModelFacts, source_pieces: int, depths: Sequence[int], policy: DepthPolicy) -> DecoderFlops:
     """Count the decoder's FLOPs of one sentence.
 
     Per visit of block n: ``column + taps + 2 K_n d + 2 d^2`` for the convolution, where
     ``column`` is :func:`column_flops` and ``taps`` is ``2 d H K_n`` for dynamic convolution and 0
     for lightweight; ``4 d^2 + 4 S d`` for attention (query, output; scores, mix); ``4 d f`` for the
     feed-forward layer. The sentence's first visit of a block adds ``4 S d^2`` for keys and values.
-    Each backfilled column costs ``column``, each halting unit asked ``2 d``, each token's exit head
-    ``2 V d``. Untied heads cost the same: one of them runs per token.
+    Each backfilled column costs ``column``, an exit head ``2 V d``. A token has one, of the block
+    after which it stops, and those that the policy reads on the way. Decisions cost what the policy
+    says: see the classes in ``policy``.
 
     Args:
         model: Facts of the model.
         source_pieces: Source length S, EOS included.
         depths: Depth of each generated token in order, EOS included.
-        asked: Blocks below N whose halting units are asked, by tokens that visit them.
+        policy: The policy that chose them.
 
     Returns:
         The counts, exact for lazy bounded backfill: the order of the depths matters.
@@ -76,9 +76,18 @@ def decoder_flops(
         ),
         cross=sum(4 * source_pieces * dim**2 for count in visits if count),
         backfill=column * sum(backfilled_columns(model.decoder_kernel_sizes, depths)),
-        halting=2 * dim * sum(visits[block - 1] for block in asked),
-        head=2 * model.vocab_size * dim * len(depths),
+        decisions=policy.decision_flops(0)
+        + sum(count * policy.decision_flops(block) for block, count in enumerate(visits[:-1], start=1)),
+        head=2 * model.vocab_size * dim * sum(_heads_run(depth, model.decoder_blocks, policy) for depth in depths),
     )
+
+
+def _heads_run(depth: int, blocks: int, policy: DepthPolicy) -> int:
+    """Exit heads of one token."""
+    if not policy.reads_logits:
+        return 1
+    read = sum(1 for block in range(1, min(depth, blocks - 1) + 1) if policy.decides(block))
+    return read if depth < blocks and policy.decides(depth) else read + 1
 
 
 def column_flops(model: ModelFacts) -> int:

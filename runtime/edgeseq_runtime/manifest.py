@@ -23,7 +23,7 @@ from pydantic import (
 from edgeseq_runtime.errors import BundleError
 
 FORMAT: Final = "edgeseq-bundle"
-FORMAT_VERSION: Final = 2
+FORMAT_VERSION: Final = 3
 MANIFEST_FILE = "manifest.json"
 
 MAX_FILE_BYTES = 2**31 - 1
@@ -67,7 +67,6 @@ class ModelFacts(_Record):
         decoder_kernel_sizes: Taps K_n of each decoder block, from block 1; its length is N.
         head: Whether the exit heads of all blocks share their weights.
         norm: Whether blocks normalise their inputs (pre) or their outputs (post).
-        halting: Whose weights the halting units have: none, one for all blocks, or one each.
         parameters: Trained numbers of the whole model.
         feed_forward_dim: Inner width f of the decoder's feed-forward layers.
         convolution: Whether taps are weights (lightweight) or predicted per position (dynamic).
@@ -82,7 +81,6 @@ class ModelFacts(_Record):
     decoder_kernel_sizes: Annotated[list[PositiveInt], Field(min_length=1, max_length=256)]
     head: Literal["tied", "untied"]
     norm: Literal["pre", "post"]
-    halting: Literal["none", "shared", "per_block"]
     parameters: PositiveInt
     feed_forward_dim: PositiveInt
     convolution: Literal["lightweight", "dynamic"]
@@ -94,18 +92,11 @@ class ModelFacts(_Record):
         """Number N of decoder blocks: the full depth."""
         return len(self.decoder_kernel_sizes)
 
-    @property
-    def halting_units(self) -> int:
-        """Rows of the halting units' weights: 0, 1 (shared) or N - 1 (per block)."""
-        return {"none": 0, "shared": 1, "per_block": self.decoder_blocks - 1}[self.halting]
-
     @model_validator(mode="after")
     def _check_divisions(self) -> Self:
         for name in ("heads", "convolution_heads"):
             if self.dim % getattr(self, name):
                 raise ValueError(f"dim {self.dim} is not a multiple of {name} {getattr(self, name)}")
-        if self.halting != "none" and self.decoder_blocks == 1:
-            raise ValueError(f"halting is {self.halting!r}, but one decoder block leaves nothing to decide")
         return self
 
 
@@ -148,8 +139,38 @@ class TokenizerFacts(_Record):
     eos_id: Literal[3] = 3
 
 
-_NUMBER = "[1-9][0-9]*"
-_POLICY = f"^(full|{_NUMBER}|halting:[0-9.]+(@{_NUMBER}(,{_NUMBER})*)?)$"
+_PREDICTOR = "[a-z][a-z0-9_-]{0,49}"
+_THRESHOLDS = "[0-9.]+(,[0-9.]+)*(@[0-9]+(,[0-9]+)*)?"
+_POLICY = f"^([1-9][0-9]*|{_PREDICTOR}(:{_THRESHOLDS})?)$"
+
+RESERVED_NAMES: Final = frozenset({"full", "adaptive", "confidence"})
+"""Policies that are no predictor's."""
+
+PredictorKind = Literal["halting", "multinomial", "sequence"]
+
+
+class PredictorEntry(_Record):
+    """One depth predictor, whose weights NAME.weight (rows, d) and NAME.bias (rows,) the bundle holds.
+
+    Attributes:
+        name: What users call it in a depth policy.
+        kind: Halting units; or a classifier over depths, of each token after block 1 (multinomial)
+            or of each sentence before its first token (sequence).
+        rows: Units: 1 for all blocks or one per block below N; of classifiers one per depth.
+        training: What it was trained to tell, in words.
+    """
+
+    name: Annotated[str, Field(pattern=f"^{_PREDICTOR}$")]
+    kind: PredictorKind
+    rows: PositiveInt
+    training: str
+
+    @field_validator("name")
+    @classmethod
+    def _check_name(cls, name: str) -> str:
+        if name in RESERVED_NAMES:
+            raise ValueError(f"{name!r} is a depth policy of every bundle; give the predictor another name")
+        return name
 
 
 class OperatingPoint(_Record):
@@ -237,18 +258,20 @@ class Manifest(_Record):
 
     Attributes:
         created: ISO date of the export.
+        predictors: Those that depth policies can name; the first is the one meant where none is.
         operating_points: Named depth policies, measured; "default" is what ``adaptive`` means.
         quality: Validation results of fixed depths (and of policies, if measured).
     """
 
     format: Literal["edgeseq-bundle"] = FORMAT
-    format_version: Literal[2] = FORMAT_VERSION
+    format_version: Literal[3] = FORMAT_VERSION
     edgeseq_version: str
     created: Annotated[str, Field(pattern=r"^\d{4}-\d{2}-\d{2}")]
     model: ModelFacts
     graphs: list[GraphEntry]
     files: list[FileEntry]
     tokenizer: TokenizerFacts
+    predictors: list[PredictorEntry]
     operating_points: list[OperatingPoint]
     quality: list[DepthQuality]
     parity: ParityReport
@@ -271,10 +294,22 @@ class Manifest(_Record):
                 f"but the model's vocab_size is {self.model.vocab_size}"
             )
         roles = Counter(entry.role for entry in self.files)
-        expected = Counter(["tokenizer"] + ["predictors"] * (self.model.halting != "none"))
+        expected = Counter(["tokenizer"] + ["predictors"] * bool(self.predictors))
         if roles != expected:
             raise ValueError(f"files have the roles {sorted(roles.elements())}, expected {sorted(expected)}")
+        self._check_predictors()
         return self
+
+    def _check_predictors(self) -> None:
+        _refuse_repeats("predictor", [entry.name for entry in self.predictors])
+        blocks = self.model.decoder_blocks
+        if self.predictors and blocks == 1:
+            raise ValueError("there are predictors, but one decoder block leaves nothing to decide")
+        for entry in self.predictors:
+            allowed = {1, blocks - 1} if entry.kind == "halting" else {blocks}
+            if entry.rows not in allowed:
+                expected = " or ".join(map(str, sorted(allowed)))
+                raise ValueError(f"predictor {entry.name!r} ({entry.kind}) has {entry.rows} rows, expected {expected}")
 
     @property
     def entries(self) -> list[GraphEntry | FileEntry]:

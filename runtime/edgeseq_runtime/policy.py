@@ -1,11 +1,18 @@
 """Depth policies: after which decoder block each token stops.
 
-A user names one (``full``, ``3``, ``adaptive``, ``adaptive:NAME``, ``halting:TAU``, ``halting:TAU@1,4``);
-:func:`parse_policy` turns the name into an object that the engine asks after every block. The
-arithmetic is numpy on one row at a time, so that a decision never depends on a row's neighbours.
+The engine asks one after each block. A user names it, see ``policy_names``:
 
-The halting unit of block n gives chi_n = sigmoid(w_n . exit_state_n + b_n); a token stops at the
-first n < N with chi_n > tau (the geometric-like distribution of Elbayad et al., 2020, section 3.2).
+*   ``full``, ``3``: every token stops after the same block.
+*   ``NAME:T`` with a threshold: a token stops after the first block below N whose signal exceeds T.
+    The signal is chi of halting units called NAME (Elbayad et al., 2020, section 3.2), or for
+    ``confidence`` the largest probability of the exit. ``NAME:T,T,T`` has a threshold per block,
+    and ``NAME:T@1,4`` stops after blocks 1 and 4 only.
+*   ``NAME``: a depth chosen once, per token after block 1 (multinomial) or per sentence
+    (sequence): the one of greatest probability; with ``NAME:T`` the lowest whose cumulative
+    probability reaches T.
+*   ``adaptive``, ``adaptive:NAME``: an operating point of the bundle.
+
+Decisions are made on one row at a time and never depend on a row's neighbours.
 """
 
 import math
@@ -15,12 +22,12 @@ from typing import Protocol
 
 import numpy as np
 
-from edgeseq_runtime.arrays import BoolArray, FloatArray
-from edgeseq_runtime.errors import PolicyError
-from edgeseq_runtime.manifest import Manifest
+from edgeseq_runtime.arrays import FloatArray, IntArray
+from edgeseq_runtime.manifest import ModelFacts
+from edgeseq_runtime.predictors import DepthClassifier, HaltingUnits, mean_memory
 
-DEFAULT_POINT = "default"
-"""The operating point that ``adaptive`` stands for."""
+CONFIDENCE = "confidence"
+"""The predictor that every bundle has."""
 
 
 class DepthPolicy(Protocol):
@@ -30,197 +37,229 @@ class DepthPolicy(Protocol):
     def name(self) -> str:
         """The policy in full, such as ``3`` or ``halting:0.45``."""
 
-    def decides(self, block: int) -> bool:
-        """Whether any token may stop after a block, from 1 to N - 1; where not, ``stops`` is not asked."""
+    @property
+    def reads_logits(self) -> bool:
+        """Whether ``plan`` wants the logits of the exit."""
 
-    def stops(self, block: int, exit_states: FloatArray) -> BoolArray:
-        """Decide which tokens stop after a block.
+    def limits(self, memory: FloatArray, lengths: IntArray) -> IntArray:
+        """Say how deep the tokens of each sentence may go at most.
 
         Args:
-            block: The block that has just run, from 1 to N - 1; after block N all tokens stop.
-            exit_states: (rows, dim), the exit states of the tokens that ran it.
+            memory: (rows, source, dim), the encoder's output.
+            lengths: (rows,), source lengths, EOS included.
 
         Returns:
-            (rows,), True where the token stops.
+            (rows,), from 1 to N.
         """
 
+    def decides(self, block: int) -> bool:
+        """Whether anything is decided after a block, from 1 to N - 1; where not, ``plan`` is not asked."""
 
-@dataclass(frozen=True)
-class FixedDepth:
+    def plan(self, block: int, exit_states: FloatArray, logits: FloatArray | None) -> IntArray:
+        """Say where tokens will stop, as far as that is known after a block.
+
+        Args:
+            block: The block that has just run, from 1 to N - 1.
+            exit_states: (rows, dim), the exit states of the tokens that ran it.
+            logits: (rows, vocab), of the block's exit head; None unless ``reads_logits``.
+
+        Returns:
+            (rows,), the depth of each token: ``block`` or less to stop now, N while nothing else is known.
+        """
+
+    def decision_flops(self, block: int) -> int:
+        """FLOPs of deciding after a block, per token that ran it, exit heads not counted; 0: of a sentence."""
+
+
+class _Policy:
+    """What most policies answer."""
+
+    reads_logits = False
+
+    def __init__(self, name: str, model: ModelFacts) -> None:
+        self.name = name
+        self._depth = model.decoder_blocks
+        self._dim = model.dim
+
+    def limits(self, memory: FloatArray, lengths: IntArray) -> IntArray:
+        """No limit; see :class:`DepthPolicy`."""
+        return np.full(len(lengths), self._depth, dtype=np.int64)
+
+    def decides(self, block: int) -> bool:
+        """Never; see :class:`DepthPolicy`."""
+        return False
+
+    def plan(self, block: int, exit_states: FloatArray, logits: FloatArray | None) -> IntArray:
+        """Nothing is known; see :class:`DepthPolicy`."""
+        return np.full(len(exit_states), self._depth, dtype=np.int64)
+
+    def decision_flops(self, block: int) -> int:
+        """None; see :class:`DepthPolicy`."""
+        return 0
+
+
+class FixedDepth(_Policy):
     """Every token stops after the same block.
 
     Attributes:
-        depth: The block, from 1 to N.
         name: How the user called it: the number, or ``full``.
+        depth: The block, from 1 to N.
     """
 
-    depth: int
-    name: str
+    def __init__(self, name: str, model: ModelFacts, depth: int) -> None:
+        """Stop after block ``depth``."""
+        super().__init__(name, model)
+        self.depth = depth
 
-    def decides(self, block: int) -> bool:
-        """Only that block does; see :class:`DepthPolicy`."""
-        return block == self.depth
-
-    def stops(self, block: int, exit_states: FloatArray) -> BoolArray:
-        """Decide by the block's number alone; see :class:`DepthPolicy`."""
-        return np.full(len(exit_states), block >= self.depth)
+    def limits(self, memory: FloatArray, lengths: IntArray) -> IntArray:
+        """The same for all; see :class:`DepthPolicy`."""
+        return np.full(len(lengths), self.depth, dtype=np.int64)
 
 
-@dataclass(frozen=True, eq=False)
-class HaltingUnits:
-    """Weights of the halting units: one row for all blocks, or one row per block below N.
+@dataclass(frozen=True)
+class Thresholds:
+    """What a signal has to exceed after each asked block.
 
     Attributes:
-        weight: (units, dim).
-        bias: (units,).
+        values: Threshold of each asked block, from 0 to 1, the lowest block first.
+        blocks: The asked blocks, from 1 to N - 1, ascending.
+        every: Whether these are all blocks below N.
     """
 
-    weight: FloatArray
-    bias: FloatArray
+    values: tuple[float, ...]
+    blocks: tuple[int, ...]
+    every: bool
 
-    def logits(self, block: int, exit_states: FloatArray) -> FloatArray:
-        """Compute w_n . exit_state_n + b_n of each row.
-
-        Args:
-            block: The block n, from 1 to N - 1.
-            exit_states: (rows, dim).
-
-        Returns:
-            (rows,), the logit of chi_n. A row's bits do not depend on the other rows: one dot
-            product per row, where a matrix product would choose its kernel by their number.
-        """
-        unit = block - 1 if len(self.weight) > 1 else 0
-        products = np.vecdot(np.ascontiguousarray(exit_states), self.weight[unit])
-        logits: FloatArray = products + self.bias[unit]
-        return logits
-
-
-@dataclass(frozen=True, eq=False)
-class Halting:
-    """A token stops after the first block whose halting unit exceeds a threshold.
-
-    Attributes:
-        units: The units' weights.
-        threshold: tau, from 0 to 1.
-        exits: The blocks after which tokens may stop; None means all below N.
-    """
-
-    units: HaltingUnits
-    threshold: float
-    exits: tuple[int, ...] | None = None
-
-    @property
-    def name(self) -> str:
-        """``halting:``, the threshold, and the exits unless they are all."""
-        exits = "" if self.exits is None else "@" + ",".join(map(str, self.exits))
-        return f"halting:{self.threshold:g}{exits}"
-
-    def decides(self, block: int) -> bool:
-        """Exits do; see :class:`DepthPolicy`."""
-        return self.exits is None or block in self.exits
-
-    def stops(self, block: int, exit_states: FloatArray) -> BoolArray:
-        """Compare chi with tau, as logits; see :class:`DepthPolicy`."""
-        weight, limit = self._limits[block - 1 if len(self._limits) > 1 else 0]
-        stops: BoolArray = np.vecdot(np.ascontiguousarray(exit_states), weight) > limit
-        return stops
+    def __str__(self) -> str:
+        """One threshold if they are equal, and the blocks unless they are all: ``0.9@1,2``."""
+        values = self.values[:1] if len(set(self.values)) == 1 else self.values
+        listed = ",".join(f"{value:g}" for value in values)
+        return listed if self.every else listed + "@" + ",".join(map(str, self.blocks))
 
     @cached_property
-    def _limits(self) -> list[tuple[FloatArray, np.float32]]:
-        """Each unit's weight, and what its product with a state has to exceed."""
+    def by_block(self) -> dict[int, float]:
+        """Asked block to threshold."""
+        return dict(zip(self.blocks, self.values, strict=True))
+
+
+class Halting(_Policy):
+    """A token stops after the first asked block whose halting unit exceeds its threshold."""
+
+    def __init__(self, name: str, model: ModelFacts, units: HaltingUnits, thresholds: Thresholds) -> None:
+        """Compare chi of ``units``, which are called ``name``, with ``thresholds``."""
+        super().__init__(f"{name}:{thresholds}", model)
         # sigmoid is monotonic: chi > tau is logit > logit(tau), which needs no exp, nor the bias, on every row.
-        threshold = np.float32(_logit(self.threshold))
-        return [(weight, threshold - bias) for weight, bias in zip(self.units.weight, self.units.bias, strict=True)]
+        self._limits = {
+            block: (units.weight[units.unit(block)], np.float32(_logit(threshold)) - units.bias[units.unit(block)])
+            for block, threshold in thresholds.by_block.items()
+        }
+
+    def decides(self, block: int) -> bool:
+        """Asked blocks do; see :class:`DepthPolicy`."""
+        return block in self._limits
+
+    def plan(self, block: int, exit_states: FloatArray, logits: FloatArray | None) -> IntArray:
+        """Stop or go on; see :class:`DepthPolicy`."""
+        weight, limit = self._limits[block]
+        return np.where(np.vecdot(np.ascontiguousarray(exit_states), weight) > limit, block, self._depth)
+
+    def decision_flops(self, block: int) -> int:
+        """One dot product, 2 d; see :class:`DepthPolicy`."""
+        return 2 * self._dim if block in self._limits else 0
 
 
-def halting_units_asked(policy: DepthPolicy, blocks: int) -> list[int]:
-    """Blocks whose halting units a policy asks, of a model of ``blocks`` blocks: none but for halting."""
-    return [block for block in range(1, blocks) if isinstance(policy, Halting) and policy.decides(block)]
+class Confidence(_Policy):
+    """A token stops after the first asked block whose exit gives some piece a probability above the threshold."""
+
+    reads_logits = True
+
+    def __init__(self, model: ModelFacts, thresholds: Thresholds) -> None:
+        """Compare the largest probability with ``thresholds``."""
+        super().__init__(f"{CONFIDENCE}:{thresholds}", model)
+        self._thresholds = thresholds.by_block
+
+    def decides(self, block: int) -> bool:
+        """Asked blocks do; see :class:`DepthPolicy`."""
+        return block in self._thresholds
+
+    def plan(self, block: int, exit_states: FloatArray, logits: FloatArray | None) -> IntArray:
+        """Stop or go on; see :class:`DepthPolicy`."""
+        assert logits is not None, "this policy reads logits"
+        return np.where(largest_probability(logits) > self._thresholds[block], block, self._depth)
 
 
-def parse_policy(text: str | int, manifest: Manifest, halting: HaltingUnits | None) -> DepthPolicy:
-    """Turn a user's depth policy into an object.
+class Multinomial(_Policy):
+    """A token's depth is chosen once, after block 1."""
+
+    def __init__(self, name: str, model: ModelFacts, classifier: DepthClassifier, quantile: float | None) -> None:
+        """Choose by ``classifier``; see :func:`choose_depths` for ``quantile``."""
+        super().__init__(_with_quantile(name, quantile), model)
+        self._classifier = classifier
+        self._quantile = quantile
+
+    def decides(self, block: int) -> bool:
+        """Block 1 does; see :class:`DepthPolicy`."""
+        return block == 1
+
+    def plan(self, block: int, exit_states: FloatArray, logits: FloatArray | None) -> IntArray:
+        """Choose a depth for good; see :class:`DepthPolicy`."""
+        return choose_depths(self._classifier.probabilities(exit_states), self._quantile)
+
+    def decision_flops(self, block: int) -> int:
+        """N dot products, 2 N d; see :class:`DepthPolicy`."""
+        return 2 * self._depth * self._dim if block == 1 else 0
+
+
+class SequenceDepth(_Policy):
+    """All tokens of a sentence stop at a depth chosen from the mean of the encoder's output."""
+
+    def __init__(self, name: str, model: ModelFacts, classifier: DepthClassifier, quantile: float | None) -> None:
+        """Choose by ``classifier``; see :func:`choose_depths` for ``quantile``."""
+        super().__init__(_with_quantile(name, quantile), model)
+        self._classifier = classifier
+        self._quantile = quantile
+
+    def limits(self, memory: FloatArray, lengths: IntArray) -> IntArray:
+        """Choose for each sentence; see :class:`DepthPolicy`."""
+        return choose_depths(self._classifier.probabilities(mean_memory(memory, lengths)), self._quantile)
+
+    def decision_flops(self, block: int) -> int:
+        """N dot products, 2 N d, per sentence; see :class:`DepthPolicy`."""
+        return 2 * self._depth * self._dim if block == 0 else 0
+
+
+def largest_probability(logits: FloatArray) -> FloatArray:
+    """Probability of the best piece in each row of (rows, vocab): (rows,)."""
+    highest = logits.max(axis=-1, keepdims=True)
+    probability: FloatArray = 1 / np.exp(logits - highest).sum(axis=-1)
+    return probability
+
+
+def choose_depths(probabilities: FloatArray, quantile: float | None) -> IntArray:
+    """Choose a depth from each distribution over depths.
 
     Args:
-        text: ``full``, a depth from 1 to N (also as int), ``adaptive``, ``adaptive:NAME`` or
-            ``halting:TAU``, or ``halting:TAU@1,4`` to stop after blocks 1 and 4 only.
-        manifest: The bundle's manifest.
-        halting: The bundle's halting units, None where it has none.
+        probabilities: (rows, N).
+        quantile: None for the depth of greatest probability, the lower one of equals; else the
+            lowest depth whose cumulative probability is at least this, from 0 to 1.
 
-    Raises:
-        PolicyError: Misspelt, or the bundle lacks it; the message lists what the bundle has.
+    Returns:
+        (rows,), from 1 to N.
     """
-    spelled = str(text).strip() if isinstance(text, str) else text
-    full_depth = manifest.model.decoder_blocks
-    if spelled == "full":
-        return FixedDepth(full_depth, "full")
-    if isinstance(spelled, int) and not isinstance(spelled, bool):
-        spelled = str(spelled)
-    if not isinstance(spelled, str):
-        raise _refusal(text, "is not a str or int", manifest)
-    if spelled.isascii() and spelled.isdigit():
-        depth = int(spelled)
-        if not 1 <= depth <= full_depth:
-            raise _refusal(text, "is not a depth of this model", manifest)
-        return FixedDepth(depth, str(depth))
-    kind, separator, argument = spelled.partition(":")
-    if kind == "adaptive" and (argument or not separator):
-        return _operating_point(text, argument or DEFAULT_POINT, manifest, halting)
-    if kind == "halting" and argument:
-        if halting is None:
-            raise _refusal(text, "needs halting units, which this bundle lacks", manifest)
-        threshold, separator, exits = argument.partition("@")
-        return Halting(
-            halting, _threshold(text, threshold, manifest), _exits(text, exits, manifest) if separator else None
-        )
-    raise _refusal(text, "is not known", manifest)
+    if quantile is None:
+        likeliest: IntArray = probabilities.argmax(axis=-1) + 1
+        return likeliest
+    # The last sum may fall short of 1 by rounding, and of a quantile of 1 with it.
+    reached = probabilities.cumsum(axis=-1)[:, :-1] >= quantile
+    depths: IntArray = np.where(reached.any(axis=-1), reached.argmax(axis=-1), probabilities.shape[-1] - 1) + 1
+    return depths
 
 
-def available_policies(manifest: Manifest) -> list[str]:
-    """Spellings of the policies that a bundle has, for messages and help."""
-    full_depth = manifest.model.decoder_blocks
-    names = ["full", "1" if full_depth == 1 else f"1 to {full_depth}"]
-    if manifest.model.halting != "none":
-        names.append("halting:TAU with TAU from 0 to 1, or halting:TAU@EXITS such as halting:0.9@1,2")
-    for point in manifest.operating_points:
-        if point.name == DEFAULT_POINT:
-            names.append(f"adaptive (= {point.policy})")
-        else:
-            names.append(f"adaptive:{point.name} (= {point.policy})")
-    return names
-
-
-def _operating_point(text: str | int, name: str, manifest: Manifest, halting: HaltingUnits | None) -> DepthPolicy:
-    for point in manifest.operating_points:
-        if point.name == name:
-            return parse_policy(point.policy, manifest, halting)
-    raise _refusal(text, f"needs the operating point {name!r}, which this bundle lacks", manifest)
-
-
-def _threshold(text: str | int, argument: str, manifest: Manifest) -> float:
-    try:
-        threshold = float(argument)
-    except ValueError:
-        threshold = math.nan
-    if not 0 <= threshold <= 1:
-        raise _refusal(text, f"has the threshold {argument!r}, expected 0 to 1", manifest)
-    return threshold
-
-
-def _exits(text: str | int, argument: str, manifest: Manifest) -> tuple[int, ...]:
-    numbers = argument.split(",")
-    last = manifest.model.decoder_blocks - 1
-    if not all(number.isascii() and number.isdigit() and 1 <= int(number) <= last for number in numbers):
-        raise _refusal(text, f"has the exits {argument!r}, expected numbers from 1 to {last} with commas", manifest)
-    return tuple(sorted(set(map(int, numbers))))
+def _with_quantile(name: str, quantile: float | None) -> str:
+    return name if quantile is None else f"{name}:{quantile:g}"
 
 
 def _logit(probability: float) -> float:
     if probability in (0.0, 1.0):
         return math.copysign(math.inf, probability - 0.5)
     return math.log(probability / (1 - probability))
-
-
-def _refusal(text: object, reason: str, manifest: Manifest) -> PolicyError:
-    names = "; ".join(available_policies(manifest))
-    return PolicyError(f"depth policy {text!r} {reason}. This bundle has: {names}")

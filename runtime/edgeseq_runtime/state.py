@@ -91,6 +91,7 @@ class DecoderState:
         source_bias: (R, 1, 1, S), 0 at source tokens, -inf at padding.
         lengths: (R,), source lengths.
         sentences: (R,), a number for the source of each row, its own among all that are encoded.
+        limits: (R,), greatest depth of each row's tokens.
         positions: (R,), target position of each row's next token, 0 for bos.
         states: (R · reach, d), a ring per row: what its token's next block reads and, once it has
             stopped, the copied state of which skipped columns are made.
@@ -104,6 +105,7 @@ class DecoderState:
     source_bias: FloatArray
     lengths: IntArray
     sentences: IntArray
+    limits: IntArray
     positions: IntArray
     states: FloatArray
     exit_states: FloatArray
@@ -122,12 +124,14 @@ class DecoderState:
     ) -> "DecoderState":
         """Encoded sentences of which nothing is decoded yet."""
         rows, _, dim = memory.shape
+        limits = policy.limits(memory, lengths)
         return cls(
             policy=policy,
             memory=memory,
             source_bias=source_bias,
             lengths=lengths,
             sentences=sentences,
+            limits=limits,
             positions=np.zeros(rows, dtype=np.int64),
             states=np.zeros((rows * layout.reach, dim), dtype=np.float32),
             exit_states=np.zeros((rows, dim), dtype=np.float32),
@@ -161,6 +165,7 @@ class DecoderState:
         self.source_bias = self.source_bias.take(rows, axis=0)
         self.lengths = self.lengths[rows]
         self.sentences = self.sentences[rows]
+        self.limits = self.limits[rows]
         for block in self.blocks:
             block.select_sources(rows)
 
@@ -174,6 +179,7 @@ class DecoderState:
         """
         self.lengths[rows] = other.lengths[other_rows]
         self.sentences[rows] = other.sentences[other_rows]
+        self.limits[rows] = other.limits[other_rows]
         self.positions[rows] = 0
         # The source axis follows the longest sentence there is: it is in the largest arrays of all.
         longest = padded_length(int(self.lengths.max()))

@@ -17,7 +17,8 @@ from edgeseq_runtime.bundle import Bundle, load_bundle
 from edgeseq_runtime.engine import Engine
 from edgeseq_runtime.errors import InputError, TruncationWarning
 from edgeseq_runtime.manifest import Manifest
-from edgeseq_runtime.policy import DEFAULT_POINT, DepthPolicy
+from edgeseq_runtime.policy import DepthPolicy
+from edgeseq_runtime.policy_names import DEFAULT_POINT
 from edgeseq_runtime.search import Hypothesis, greedy, greedy_steps, output_limit
 from edgeseq_runtime.sessions import onnxruntime_version
 from edgeseq_runtime.state import padded_length
@@ -97,9 +98,9 @@ class Translator:
 
         Args:
             model: The bundle's folder.
-            depth: ``full``, a depth from 1 to N, ``adaptive``, ``adaptive:NAME`` or
-                ``halting:TAU``, or ``halting:TAU@1,4`` to stop after blocks 1 and 4 only. None means
-                ``adaptive`` where the bundle has a default operating point, else ``full``.
+            depth: ``full``, a depth from 1 to N, ``adaptive``, ``adaptive:NAME``, or a predictor of the
+                bundle such as ``halting:0.9``; see ``policy_names``. None means ``adaptive`` where the
+                bundle has a default operating point, else ``full``.
             device: ``cpu``, ``cuda`` (an error where it cannot be had), or ``auto``.
             threads: Threads that one operation may use. Several Translators or Python threads
                 make better use of many cores than one call does.

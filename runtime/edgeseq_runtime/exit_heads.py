@@ -1,0 +1,68 @@
+"""The logits of one step, each row's from the exit head of the block after which it stopped."""
+
+from collections.abc import Callable
+
+import numpy as np
+
+from edgeseq_runtime.arrays import BoolArray, FloatArray, IntArray
+
+Classify = Callable[[int, FloatArray], FloatArray]
+"""Runs the exit head of a block, numbered from 1, on exit states: (n, d) to (n, vocab)."""
+
+
+class StepLogits:
+    """Collects them: what a policy has read on the way is kept, the rest is computed at the end.
+
+    Attributes:
+        exit_states: (rows, d), updated in place as blocks run.
+    """
+
+    def __init__(self, exit_states: FloatArray, classify: Classify, *, tied: bool) -> None:
+        """Begin a step.
+
+        Args:
+            exit_states: (rows, d), of all rows of the batch.
+            classify: Runs exit heads.
+            tied: Whether one exit head serves all blocks.
+        """
+        self.exit_states = exit_states
+        self._classify = classify
+        self._tied = tied
+        self._kept: list[tuple[IntArray, FloatArray]] = []
+
+    def exit_states_of(self, active: IntArray) -> FloatArray:
+        """Exit states of some rows, in order: (active, d)."""
+        everyone = len(active) == len(self.exit_states)
+        return self.exit_states if everyone else self.exit_states.take(active, axis=0)
+
+    def classify(self, block: int, exit_states: FloatArray) -> FloatArray:
+        """Logits of rows that have just run a block: (active, vocab)."""
+        return self._classify(block, exit_states)
+
+    def keep(self, active: IntArray, logits: FloatArray, stopped: BoolArray) -> None:
+        """Keep the logits (active, vocab) of those rows among ``active`` that stop, bool (active,)."""
+        self._kept.append((active, logits) if stopped.all() else (active[stopped], logits[stopped]))
+
+    def finish(self, depths: IntArray) -> FloatArray:
+        """Give the logits of all rows, (rows, vocab).
+
+        Args:
+            depths: (rows,), the block after which each stopped.
+        """
+        if not self._kept and self._tied:
+            return self._classify(0, self.exit_states)
+        rest = np.ones(len(depths), dtype=np.bool_)
+        for rows, _ in self._kept:
+            rest[rows] = False
+        remaining = rest.nonzero()[0]
+        if len(remaining):
+            blocks = [0] if self._tied else np.unique(depths[remaining]).tolist()
+            for block in blocks:
+                rows = remaining if self._tied else remaining[depths[remaining] == block]
+                self._kept.append((rows, self._classify(block, self.exit_states_of(rows))))
+        if len(self._kept) == 1:  # all rows, and in order
+            return self._kept[0][1]
+        logits = np.empty((len(depths), self._kept[0][1].shape[1]), dtype=np.float32)
+        for rows, kept in self._kept:
+            logits[rows] = kept
+        return logits
