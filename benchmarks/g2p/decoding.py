@@ -3,49 +3,46 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from itertools import batched
 
 import numpy as np
 
-from edgeseq_runtime.arrays import FloatArray, IntArray
+from edgeseq_runtime.arrays import IntArray
 from edgeseq_runtime.bundle import Bundle
-from edgeseq_runtime.engine import Engine
+from edgeseq_runtime.engine import Engine, Step
 from edgeseq_runtime.policy import DepthPolicy
 from edgeseq_runtime.search import Hypothesis, greedy, output_limit
+from edgeseq_runtime.state import DecoderState
 from edgeseq_runtime.tokenizer import BOS_ID, EOS_ID
 
 ROWS = 64
 
 
-class UniformDepth:
-    """Every token stops at a depth drawn uniformly from 1 to N (U in table 1 of Elbayad et al.)."""
+class UniformDepths:
+    """An engine whose tokens stop at depths drawn uniformly from 1 to N (U in table 1 of Elbayad et al.)."""
 
-    name = "uniform"
-    reads_logits = False
-
-    def __init__(self, blocks: int, seed: int) -> None:
+    def __init__(self, engine: Engine, blocks: int, seed: int) -> None:
+        self._engine = engine
         self._blocks = blocks
         self._generator = np.random.default_rng(seed)
 
-    def limits(self, memory: FloatArray, lengths: IntArray) -> IntArray:
-        """None below N."""
-        return np.full(len(lengths), self._blocks, dtype=np.int64)
+    def encode(self, sources: Sequence[Sequence[int]], policy: DepthPolicy) -> DecoderState:
+        """Encodes as the engine does."""
+        return self._engine.encode(sources, policy)
 
-    def decides(self, block: int) -> bool:
-        """After block 1, for good."""
-        return block == 1
+    def adopt(self, state: DecoderState, rows: IntArray, other: DecoderState, other_rows: IntArray) -> None:
+        """Hands rows over as the engine does."""
+        self._engine.adopt(state, rows, other, other_rows)
 
-    def plan(self, block: int, exit_states: FloatArray, logits: FloatArray | None) -> IntArray:
-        """Draws."""
-        return self._generator.integers(1, self._blocks + 1, size=len(exit_states))
-
-    def decision_flops(self, block: int) -> int:
-        """None worth counting."""
-        return 0
+    def step(self, state: DecoderState, tokens: IntArray, parents: IntArray | None = None) -> Step:
+        """Draws the depth of each token, whatever the policy says."""
+        depths = self._generator.integers(1, self._blocks + 1, size=len(tokens))
+        return self._engine.step(state, tokens, parents, depths)
 
 
-def decode(bundle: Bundle, engine: Engine, words: Sequence[str], policy: DepthPolicy) -> list[Hypothesis]:
-    """Decodes greedily, as `Translator.translate` does, under a policy that has no name there."""
+def decode(
+    bundle: Bundle, engine: Engine | UniformDepths, words: Sequence[str], policy: DepthPolicy
+) -> list[Hypothesis]:
+    """Decodes greedily, as `Translator.translate` does."""
     sources = [source_ids(bundle, word) for word in words]
     order = sorted(range(len(sources)), key=lambda index: -len(sources[index]))
     ordered = [sources[index] for index in order]
@@ -67,7 +64,9 @@ def forced_depths(
         for word, reference in zip(words, references, strict=True)
     ]
     depths: list[int] = []
-    for batch in batched(sorted(pairs, key=lambda pair: len(pair[1])), ROWS):
+    pairs.sort(key=lambda pair: len(pair[1]))
+    for start in range(0, len(pairs), ROWS):
+        batch = pairs[start : start + ROWS]
         state = engine.encode([source for source, _ in batch], policy)
         targets = [target for _, target in batch]
         fed = [BOS_ID] * len(targets)

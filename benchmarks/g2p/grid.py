@@ -80,7 +80,13 @@ ORACLES = ("likelihood", "correctness", "agreement")
 def predictors() -> list[Predictor]:
     """Lists all predictors of the grid."""
     return [
-        Predictor(predictor_name(family, oracle, sigma, penalty), oracle=oracle, sigma=sigma, depth_penalty=penalty, **settings)
+        Predictor(
+            predictor_name(family, oracle, sigma, penalty),
+            oracle=oracle,
+            sigma=sigma,
+            depth_penalty=penalty,
+            **settings,
+        )
         for family, settings in FAMILIES.items()
         for oracle in ORACLES
         for sigma in SIGMAS
@@ -93,8 +99,8 @@ def is_measured(family: str, oracle: str, sigma: float, penalty: float) -> bool:
     """Says whether a cell of the grid is one of its own."""
     if family == "sequence":  # sums over the sentence: there is nothing to smooth
         return sigma == 0
-    # Scores of 0 and 1: any λ below 1/5 picks the lowest block that is right, any above it gives up some of them.
-    return oracle == "likelihood" or sigma > 0 or penalty != 0.02
+    # Scores of 0 and 1: every λ below 1/5 picks the lowest block that is right, and above 1/4 none picks the last two.
+    return oracle == "likelihood" or sigma > 0 or penalty == 0.1
 
 
 def predictor_name(family: str, oracle: str, sigma: float, penalty: float) -> str:
