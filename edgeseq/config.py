@@ -48,16 +48,42 @@ class DataConfig(_Table):
 class StackConfig(_Table):
     """`[model.encoder]` or `[model.decoder]`."""
 
-    kernel_sizes: list[int] = Field(min_length=1)
-    """Taps of each block's convolution, from the first block to the last: as many blocks as numbers."""
-    convolution: Literal["lightweight", "dynamic"] = "dynamic"
-    """The operator."""
+    mixer: Literal["dynamic", "lightweight", "attention"] = "dynamic"
+    """How positions are mixed: by a dynamic or lightweight convolution, or by self-attention."""
+    kernel_sizes: list[int] = []
+    """Of convolutions: taps of each block, from the first block to the last; as many blocks as numbers."""
+    windows: list[int] = []
+    """Of self-attention: positions that each block reads, from the first block to the last; 0 reads them all. In the
+    decoder they are the current one and those before it, in the encoder it and as many on either side."""
     convolution_heads: int = Field(4, ge=1)
     """Tap sets per convolution; dim is a multiple."""
     feed_forward_dim: int = Field(512, ge=1)
     """Hidden width of the feed-forward layers."""
     glu: bool = False
     """Gate the convolution's input by a gated linear unit."""
+
+    @property
+    def reaches(self) -> list[int]:
+        """Positions that each block reads, taps or windows; its length is the number of blocks."""
+        return self.windows if self.mixer == "attention" else self.kernel_sizes
+
+    @model_validator(mode="after")
+    def _check_mixer(self) -> Self:
+        attention = self.mixer == "attention"
+        wanted, unwanted = ("windows", "kernel_sizes") if attention else ("kernel_sizes", "windows")
+        problems = []
+        if getattr(self, unwanted):
+            problems.append(f"{unwanted} do not belong to mixer = {self.mixer!r}, which has {wanted}")
+        if not getattr(self, wanted):
+            problems.append(f"mixer = {self.mixer!r} needs {wanted}, a number for each block")
+        problems += [
+            f"{name} belongs to convolutions, not to mixer = {self.mixer!r}"
+            for name in ("glu", "convolution_heads")
+            if attention and getattr(self, name) != type(self).model_fields[name].default
+        ]
+        if problems:
+            raise ValueError("; ".join(problems))
+        return self
 
 
 class ModelConfig(_Table):
@@ -66,7 +92,7 @@ class ModelConfig(_Table):
     dim: int = Field(256, ge=2)
     """Channels; even, and a multiple of all head counts."""
     attention_heads: int = Field(4, ge=1)
-    """Heads of the encoder-decoder attention."""
+    """Heads of all attention, over the source and of the stacks over themselves."""
     encoder: StackConfig = StackConfig(kernel_sizes=[3, 7, 15, 31])
     """The encoder's blocks."""
     decoder: StackConfig = StackConfig(kernel_sizes=[3, 7, 15, 31, 31, 31])
@@ -88,20 +114,34 @@ class ModelConfig(_Table):
 
     @model_validator(mode="after")
     def _check_divisibility(self) -> Self:
+        stacks = (("encoder", self.encoder), ("decoder", self.decoder))
         for name, heads in (
             ("attention_heads", self.attention_heads),
-            ("encoder.convolution_heads", self.encoder.convolution_heads),
-            ("decoder.convolution_heads", self.decoder.convolution_heads),
+            *(
+                (f"{name}.convolution_heads", stack.convolution_heads)
+                for name, stack in stacks
+                if stack.mixer != "attention"
+            ),
             ("2 (sines and cosines)", 2),
         ):
             if self.dim % heads:
                 raise ValueError(f"dim = {self.dim} is not a multiple of {name} = {heads}")
+        return self
+
+    @model_validator(mode="after")
+    def _check_reaches(self) -> Self:
         for size in self.encoder.kernel_sizes:
             if size < 1 or size % 2 == 0:
                 raise ValueError(f"encoder.kernel_sizes holds {size}; a centred convolution needs odd numbers")
+        for size in self.encoder.windows:
+            if size < 0 or (size and size % 2 == 0):
+                raise ValueError(f"encoder.windows holds {size}; centred attention needs odd numbers, or 0 for all")
         for size in self.decoder.kernel_sizes:
             if size < 1:
                 raise ValueError(f"decoder.kernel_sizes holds {size}; expected positive numbers")
+        for size in self.decoder.windows:
+            if size < 0:
+                raise ValueError(f"decoder.windows holds {size}; expected positive numbers, or 0 for all")
         return self
 
 
@@ -195,9 +235,9 @@ class PredictorConfig(_Table):
 
     name: str = ""
     """What depth policies call it; empty: its kind."""
-    kind: Literal["halting", "multinomial", "sequence"] = "halting"
-    """A unit that stops a token or not after each block; or a depth chosen at once, for a token after block 1, or for
-    a whole sentence before the first."""
+    kind: Literal["halting", "certainty", "multinomial", "sequence"] = "halting"
+    """A unit that stops a token or not after each block, by the exit state (halting) or by how certain the exit is of
+    its piece; or a depth chosen at once, for a token after block 1, or for a whole sentence before the first."""
     units: Literal["per_block", "shared"] = "per_block"
     """Halting: a unit per block, or one for all (as the paper prints it)."""
     oracle: Literal["likelihood", "correctness", "agreement"] = "agreement"
@@ -227,8 +267,8 @@ class PredictorConfig(_Table):
                 f"name = {self.name!r} cannot name a predictor; use a small letter, then small letters, digits, '-' "
                 f"and '_', and none of {', '.join(sorted(RESERVED_NAMES))}"
             )
-        if self.target == "gain" and self.kind != "halting":
-            raise ValueError(f"target = 'gain' is for halting units; {self.kind} chooses one depth: set 'depth'")
+        if self.target == "gain" and self.kind not in ("halting", "certainty"):
+            raise ValueError(f"target = 'gain' is for units of each block; {self.kind} chooses one depth: set 'depth'")
         return self
 
 
@@ -274,11 +314,15 @@ class RunConfig(_Table):
 
     @model_validator(mode="after")
     def _check_predictors(self) -> Self:
-        blocks = len(self.model.decoder.kernel_sizes)
+        blocks = len(self.model.decoder.reaches)
         if blocks == 1 and self.predictors:
             raise ValueError("a decoder of one block has nowhere to stop; set predictors = []")
         if self.joint and not self.predictors:
             raise ValueError("[joint] trains the first of [[predictors]], and there is none")
+        if any(predictor.kind == "certainty" for predictor in self.joint_predictors):
+            raise ValueError(
+                "[joint] trains the first of [[predictors]] with the trunk, and certainty has no part in it"
+            )
         names = [predictor.name for predictor in self.predictors]
         for predictor in self.predictors:
             if names.count(predictor.name) > 1:
@@ -292,7 +336,7 @@ class RunConfig(_Table):
 
     @model_validator(mode="after")
     def _check_depths(self) -> Self:
-        blocks = len(self.model.decoder.kernel_sizes)
+        blocks = len(self.model.decoder.reaches)
         for depth in self.training.valid_depths:
             if not 1 <= depth <= blocks:
                 raise ValueError(f"training.valid_depths holds {depth}; the decoder has blocks 1 to {blocks}")

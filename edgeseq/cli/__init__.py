@@ -20,6 +20,7 @@ from edgeseq import __version__
 
 COMMANDS = {
     "train": "Train a model on parallel text, as a configuration file says.",
+    "distill": "Train a model on what a larger one makes of the text.",
     "export": "Turn a trained run into a bundle of ONNX graphs.",
     "translate": "Translate text, one line out per line in.",
     "evaluate": "Measure a bundle's quality, depth and speed on a test set.",

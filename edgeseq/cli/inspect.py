@@ -8,7 +8,7 @@ import click
 
 if TYPE_CHECKING:
     from edgeseq_runtime.bundle import Bundle
-    from edgeseq_runtime.manifest import Manifest
+    from edgeseq_runtime.manifest import Manifest, ModelFacts
 
 _LABEL_WIDTH = 11
 
@@ -66,8 +66,6 @@ def describe(bundle: "Bundle") -> Iterator[str]:
 
 def _describe_model(manifest: "Manifest") -> Iterator[str]:
     model = manifest.model
-    kernels = " ".join(str(size) for size in model.decoder_kernel_sizes)
-    gate = ", gated (GLU)" if model.glu else ""
     yield _field(
         "Model",
         f"{model.parameters:,} parameters, width {model.dim}, {model.norm}-norm, {model.heads} attention heads",
@@ -75,11 +73,19 @@ def _describe_model(manifest: "Manifest") -> Iterator[str]:
     yield _field("Encoder", f"{model.encoder_blocks} blocks")
     yield _field(
         "Decoder",
-        f"{model.decoder_blocks} blocks, {model.convolution} convolution{gate}, "
-        f"{model.convolution_heads} heads, kernel sizes {kernels}, "
+        f"{model.decoder_blocks} blocks, {_describe_mixer(model)}, "
         f"feed-forward {model.feed_forward_dim}, exit heads {model.head}",
     )
     yield _field("Tokenizer", f"{manifest.tokenizer.pieces:,} pieces")
+
+
+def _describe_mixer(model: "ModelFacts") -> str:
+    if model.mixer == "attention":
+        windows = " ".join(str(reach) if reach else "all" for reach in model.decoder_reaches)
+        return f"self-attention, {model.heads} heads, windows {windows}"
+    gate = ", gated (GLU)" if model.glu else ""
+    kernels = " ".join(map(str, model.decoder_reaches))
+    return f"{model.mixer} convolution{gate}, {model.convolution_heads} heads, kernel sizes {kernels}"
 
 
 def _describe_quality(manifest: "Manifest") -> Iterator[str]:

@@ -114,6 +114,13 @@ INPUT_REPAIRED = 2
     help="Never the same N tokens in a row twice in a translation; 0 allows it.",
 )
 @click.option(
+    "--prefix",
+    "prefix_path",
+    metavar="FILE",
+    help="What each translation has to begin with, one line per input line, blank for none; whole words "
+    "work best. It counts in no length, depth or score.",
+)
+@click.option(
     "--trace",
     "trace_path",
     metavar="FILE.jsonl",
@@ -134,6 +141,7 @@ def command(
     n_best: int,
     min_length: int,
     no_repeat_ngram: int,
+    prefix_path: str | None,
     trace_path: str | None,
 ) -> None:
     r"""Translate text with a bundle: one line out per line in, a blank line for a blank one.
@@ -153,7 +161,10 @@ def command(
         stack.enter_context(_warnings_as_lines())
         output = stack.enter_context(open_output(output_path))
         trace = stack.enter_context(open_output(trace_path)) if trace_path else None
-        results = translator.translate_iter(lines, batch_size=batch_size, max_length=max_length, beam=beam)
+        prefixes = stack.enter_context(LenientLines(prefix_path)) if prefix_path else None
+        results = translator.translate_iter(
+            lines, batch_size=batch_size, max_length=max_length, beam=beam, prefixes=prefixes
+        )
         for number, result in enumerate(results, start=1):
             if n_best == 1:
                 output.write(result.text)

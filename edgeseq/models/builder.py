@@ -9,6 +9,7 @@ from torch import nn
 from edgeseq.config import ModelConfig, PredictorConfig, StackConfig
 from edgeseq.models.seq2seq import Decoder, Encoder, Seq2Seq
 from edgeseq.modules import (
+    CertaintyUnits,
     ConvolutionUnit,
     CrossAttention,
     DecoderBlock,
@@ -19,11 +20,15 @@ from edgeseq.modules import (
     FeedForward,
     HaltingUnits,
     LightweightConv,
+    SelfAttention,
     SentenceDepth,
     TokenDepth,
     TokenEmbedding,
+    TokenMixer,
 )
 from edgeseq_runtime.tokenizer import PAD_ID
+
+_CERTAINTY_HIDDEN_DIM = 32
 
 _CONVOLUTIONS: dict[str, type[LightweightConv | DynamicConv]] = {
     "lightweight": LightweightConv,
@@ -55,7 +60,9 @@ def build_model(config: ModelConfig, vocab_size: int, predictors: Sequence[Predi
 
 def build_predictor(config: ModelConfig, predictor: PredictorConfig) -> DepthPredictor:
     """Creates a depth predictor that has learnt nothing yet."""
-    blocks = len(config.decoder.kernel_sizes)
+    blocks = len(config.decoder.reaches)
+    if predictor.kind == "certainty":
+        return CertaintyUnits(blocks, _CERTAINTY_HIDDEN_DIM)
     if predictor.kind == "halting":
         return HaltingUnits(config.dim, blocks, shared=predictor.units == "shared")
     return (TokenDepth if predictor.kind == "multinomial" else SentenceDepth)(config.dim, blocks)
@@ -65,12 +72,12 @@ def _build_encoder(config: ModelConfig, embedding: TokenEmbedding) -> Encoder:
     stack = config.encoder
     blocks = [
         EncoderBlock(
-            _build_convolution(config, stack, kernel_size, causal=False),
+            _build_mixer(config, stack, reach, causal=False),
             FeedForward(config.dim, stack.feed_forward_dim, config.activation_dropout),
             config.norm,
             config.dropout,
         )
-        for kernel_size in stack.kernel_sizes
+        for reach in stack.reaches
     ]
     norm = nn.LayerNorm(config.dim) if config.norm == "pre" else nn.Identity()
     return Encoder(embedding, blocks, norm)
@@ -80,13 +87,13 @@ def _build_decoder(config: ModelConfig, embedding: TokenEmbedding, vocab_size: i
     stack = config.decoder
     blocks = [
         DecoderBlock(
-            _build_convolution(config, stack, kernel_size, causal=True),
+            _build_mixer(config, stack, reach, causal=True),
             CrossAttention(config.dim, config.attention_heads, config.attention_dropout),
             FeedForward(config.dim, stack.feed_forward_dim, config.activation_dropout),
             config.norm,
             config.dropout,
         )
-        for kernel_size in stack.kernel_sizes
+        for reach in stack.reaches
     ]
     exit_heads = ExitHeads(
         config.dim,
@@ -98,8 +105,8 @@ def _build_decoder(config: ModelConfig, embedding: TokenEmbedding, vocab_size: i
     return Decoder(embedding, blocks, exit_heads)
 
 
-def _build_convolution(config: ModelConfig, stack: StackConfig, kernel_size: int, causal: bool) -> ConvolutionUnit:
-    operator = _CONVOLUTIONS[stack.convolution](
-        config.dim, stack.convolution_heads, kernel_size, causal, config.weight_dropout
-    )
+def _build_mixer(config: ModelConfig, stack: StackConfig, reach: int, causal: bool) -> TokenMixer:
+    if stack.mixer == "attention":
+        return SelfAttention(config.dim, config.attention_heads, reach, causal, config.attention_dropout)
+    operator = _CONVOLUTIONS[stack.mixer](config.dim, stack.convolution_heads, reach, causal, config.weight_dropout)
     return ConvolutionUnit(operator, stack.glu)

@@ -15,8 +15,8 @@ import torch
 from torch import Tensor
 
 from edgeseq.models.seq2seq import Seq2Seq
-from edgeseq.modules import HaltingUnits
-from edgeseq.modules.predictors import mean_memory
+from edgeseq.modules import CertaintyUnits, HaltingUnits
+from edgeseq.modules.predictors import certainty_of, mean_memory
 from edgeseq_runtime.beam import BeamOptions
 from edgeseq_runtime.tokenizer import BOS_ID, EOS_ID, PAD_ID
 
@@ -49,6 +49,19 @@ def stop_by_halting(model: Seq2Seq, name: str, thresholds: Sequence[float]) -> S
     if not isinstance(units, HaltingUnits):
         raise TypeError(f"predictor {name!r} is {type(units).__name__}, which has no thresholds")
     return StopRule(len(model.decoder.blocks), lambda states, _: _first_above(torch.sigmoid(units(states)), thresholds))
+
+
+def stop_by_certainty(model: Seq2Seq, name: str, thresholds: Sequence[float]) -> StopRule:
+    """A token stops at the first block n < N whose χ_n, of certainty units of that name, exceeds its threshold."""
+    units, heads = model.predictor(name), model.decoder.exit_heads
+    if not isinstance(units, CertaintyUnits):
+        raise TypeError(f"predictor {name!r} is {type(units).__name__}, expected certainty units")
+
+    def choose(states: list[Tensor], _: Tensor) -> Tensor:
+        certainty = [certainty_of(heads(state, block)) for block, state in enumerate(states, start=1)]
+        return _first_above(torch.sigmoid(units(torch.stack(certainty, dim=-2).to(states[0].dtype))), thresholds)
+
+    return StopRule(len(model.decoder.blocks), choose)
 
 
 def stop_by_confidence(model: Seq2Seq, thresholds: Sequence[float]) -> StopRule:

@@ -26,7 +26,7 @@ def source_bias_of(padding_mask: Tensor | None) -> Tensor | None:
 
 
 class Encoder(nn.Module):
-    """Embedding, convolution blocks, and in pre-norm models a last norm."""
+    """Embedding, blocks, and in pre-norm models a last norm."""
 
     def __init__(self, embedding: TokenEmbedding, blocks: list[EncoderBlock], norm: nn.Module) -> None:
         super().__init__()

@@ -41,6 +41,7 @@ class ExitCache:
             tensors["likelihood"],
             tensors["choices"],
             tensors["labels"],
+            tensors["certainty"],
         )
 
 
@@ -79,13 +80,16 @@ def build_exit_cache(
         for number, batch in enumerate(_batches(model, corpus, tokens, batch_tokens, seed)):
             memory = model.encoder(batch.source, batch.padding_mask)
             exit_states = model.decoder(batch.tokens, memory, batch.padding_mask)
-            observed = observe_exits(model, exit_states, mean_memory(memory, batch.padding_mask), batch.labels)
+            mean = mean_memory(memory, batch.padding_mask)
+            observed = observe_exits(model, exit_states, mean, batch.labels, with_certainty=True)
+            assert observed.certainty is not None
             tensors = {
                 "exit_states": torch.stack(exit_states).half(),
                 "mean_memory": observed.mean_memory.float(),
                 "likelihood": observed.likelihood,
                 "choices": observed.choices.int(),
                 "labels": observed.labels.int(),
+                "certainty": observed.certainty,
             }
             save_file({name: value.cpu() for name, value in tensors.items()}, temporary / f"{number:05d}.safetensors")
         (temporary / _FINGERPRINT_FILE).write_text(fingerprint)

@@ -13,7 +13,8 @@ import torch
 from torch import Tensor
 
 from edgeseq.models import Seq2Seq
-from edgeseq.modules import DepthPredictor, HaltingUnits
+from edgeseq.modules import CertaintyUnits, DepthPredictor, HaltingUnits
+from edgeseq.modules.predictors import certainty_of
 from edgeseq.training.losses import exit_loss, gain_loss
 from edgeseq.training.oracles import oracle_depths, smooth_over_positions, sum_over_sentence, worth_stopping
 from edgeseq_runtime.tokenizer import PAD_ID
@@ -35,6 +36,8 @@ class ExitObservations:
     """Integers (B, T, N): the piece each exit finds likeliest."""
     labels: Tensor
     """Integers (B, T): the reference; PAD_ID where there is nothing to predict."""
+    certainty: Tensor | None = None
+    """(B, T, N, 2): how certain each exit is, see `certainty_of`; None where nobody asked."""
 
     def scores(self, oracle: Oracle) -> Tensor:
         """Computes how good each exit is for each token, (B, T, N); see `edgeseq.training.oracles`."""
@@ -44,7 +47,9 @@ class ExitObservations:
         return (self.choices == wanted.unsqueeze(-1)).float()
 
 
-def observe_exits(model: Seq2Seq, exit_states: Sequence[Tensor], mean: Tensor, labels: Tensor) -> ExitObservations:
+def observe_exits(
+    model: Seq2Seq, exit_states: Sequence[Tensor], mean: Tensor, labels: Tensor, *, with_certainty: bool = False
+) -> ExitObservations:
     """Classifies the exit states of all blocks, without gradient.
 
     Args:
@@ -52,15 +57,25 @@ def observe_exits(model: Seq2Seq, exit_states: Sequence[Tensor], mean: Tensor, l
         exit_states: of N blocks, each (B, T, D).
         mean: the encoder's output averaged over each sentence, (B, D).
         labels: int64 (B, T).
+        with_certainty: measure how certain each exit is, too.
     """
-    likelihood, choices = [], []
+    likelihood, choices, certainty = [], [], []
     with torch.no_grad():
         for block, state in enumerate(exit_states, start=1):
             logits = model.decoder.exit_heads(state, block)
             picked = logits.gather(-1, labels.unsqueeze(-1)).squeeze(-1).float()
             likelihood.append(picked - logits.float().logsumexp(-1))
             choices.append(logits.argmax(-1))
-    return ExitObservations(exit_states, mean, torch.stack(likelihood, dim=-1), torch.stack(choices, dim=-1), labels)
+            if with_certainty:
+                certainty.append(certainty_of(logits))
+    return ExitObservations(
+        exit_states,
+        mean,
+        torch.stack(likelihood, dim=-1),
+        torch.stack(choices, dim=-1),
+        labels,
+        torch.stack(certainty, dim=2) if with_certainty else None,
+    )
 
 
 class PredictorLoss:
@@ -86,7 +101,8 @@ class PredictorLoss:
 
     def __call__(self, predictor: DepthPredictor, observed: ExitObservations) -> tuple[Tensor, dict[str, Tensor]]:
         """Computes the mean loss per decision; logs the mean depths of oracle and predictor."""
-        log_q = predictor.log_distribution([state.float() for state in observed.exit_states], observed.mean_memory)
+        exit_states = [state.float() for state in observed.exit_states]
+        log_q = predictor.log_distribution(exit_states, observed.mean_memory, observed.certainty)
         valid = observed.labels != PAD_ID
         scores, costs = observed.scores(self.oracle), self.costs.to(valid.device)
         if log_q.shape[1] == 1 and valid.shape[1] != 1:  # one depth for a sentence
@@ -96,9 +112,9 @@ class PredictorLoss:
         depths = oracle_depths(scores, costs)[valid]
         log_q = log_q[valid]
         if self.target == "gain":
-            assert isinstance(predictor, HaltingUnits), "the configuration allows this target for halting units only"
-            logits = predictor([state[valid].float() for state in observed.exit_states])
-            loss = gain_loss(logits, worth_stopping(scores, costs)[valid])
+            assert isinstance(predictor, HaltingUnits | CertaintyUnits), "the configuration allows no other"
+            logits = predictor(observed.certainty if isinstance(predictor, CertaintyUnits) else exit_states)
+            loss = gain_loss(logits[valid], worth_stopping(scores, costs)[valid])
         else:
             loss = exit_loss(log_q, depths)
         blocks = torch.arange(1, log_q.shape[-1] + 1, device=loss.device)

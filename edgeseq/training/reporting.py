@@ -3,20 +3,17 @@
 from __future__ import annotations
 
 import csv
-import time
 from pathlib import Path
 from types import TracebackType
 from typing import Self
 
-from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 from torch.utils.tensorboard import SummaryWriter
 
-_LINE_INTERVAL_S = 30.0
+from edgeseq.progress import ProgressLine
 
 
 class Reporter:
-    """Shows progress on stderr: a live line on a terminal, a plain line now and then elsewhere."""
+    """Shows progress on stderr and keeps the metrics of a phase."""
 
     def __init__(self, run: Path, phase: str, total_steps: int, step: int) -> None:
         """Opens the outputs.
@@ -27,11 +24,7 @@ class Reporter:
             total_steps: its length.
             step: where it starts, after resuming.
         """
-        self.console = Console(stderr=True, highlight=False)
         self._phase = phase
-        self._total_steps = total_steps
-        self._last_line = time.monotonic()
-        self._start = (time.monotonic(), step)
         path = run / "metrics.csv"
         fresh = not path.exists()
         self._file = path.open("a", newline="", encoding="utf-8")
@@ -39,43 +32,26 @@ class Reporter:
         if fresh:
             self._csv.writerow(("phase", "step", "name", "value"))
         self._tensorboard = SummaryWriter(str(run / "tensorboard"), purge_step=step)
-        self._progress = Progress(
-            TextColumn("{task.description}"),
-            BarColumn(),
-            MofNCompleteColumn(),
-            TextColumn("{task.fields[status]}"),
-            TimeElapsedColumn(),
-            TextColumn("left"),
-            TimeRemainingColumn(),
-            console=self.console,
-            disable=not self.console.is_terminal,
-        )
-        self._task = self._progress.add_task(phase, total=total_steps, completed=step, status="")
+        self._progress = ProgressLine(phase, total_steps, step)
 
     def __enter__(self) -> Self:
-        self._progress.start()
+        self._progress.__enter__()
         return self
 
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        self._progress.stop()
+        self._progress.__exit__(kind, error, trace)
         self._file.close()
         self._tensorboard.close()
 
     def advance(self, step: int, status: str) -> None:
         """Shows that a step is done."""
-        self._progress.update(self._task, completed=step, status=status)
-        now = time.monotonic()
-        if not self.console.is_terminal and now - self._last_line > _LINE_INTERVAL_S:
-            self._last_line = now
-            start, first = self._start
-            left = (now - start) / max(step - first, 1) * (self._total_steps - step)
-            self.say(f"{self._phase} {step}/{self._total_steps}  {status}  {left / 60:.0f} min left")
+        self._progress.advance(step, status)
 
     def say(self, text: str) -> None:
         """Prints a line of its own."""
-        self.console.print(text, markup=False, soft_wrap=True)
+        self._progress.say(text)
 
     def record(self, step: int, metrics: dict[str, float]) -> None:
         """Writes metrics to the CSV file and to TensorBoard."""

@@ -150,7 +150,7 @@ def _decoder_objective(config: RunConfig) -> DecoderObjective:
     if training.exits == "mixed":
         return MixedExits(training.paths, training.label_smoothing)
     return AlignedExits(
-        exit_weights(training.exit_weights, len(config.model.decoder.kernel_sizes)),
+        exit_weights(training.exit_weights, len(config.model.decoder.reaches)),
         training.exits == "sampled",
         training.label_smoothing,
         training.gradient_scaling,
@@ -159,7 +159,7 @@ def _decoder_objective(config: RunConfig) -> DecoderObjective:
 
 
 def _predictor_loss(config: RunConfig, predictor: PredictorConfig) -> PredictorLoss:
-    blocks = len(config.model.decoder.kernel_sizes)
+    blocks = len(config.model.decoder.reaches)
     prices = predictor.prices or [float(depth) for depth in range(1, blocks + 1)]
     return PredictorLoss(predictor.oracle, predictor.target, predictor.sigma, predictor.depth_penalty, prices)
 

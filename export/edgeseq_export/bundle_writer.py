@@ -37,7 +37,7 @@ from edgeseq_runtime.manifest import (
     Provenance,
     TokenizerFacts,
 )
-from edgeseq_runtime.predictors import DepthClassifier, HaltingUnits, Predictor
+from edgeseq_runtime.predictors import CertaintyUnits, DepthClassifier, HaltingUnits, Predictor
 from edgeseq_runtime.signatures import expected_signatures
 from edgeseq_runtime.tokenizer import EOS_ID, Tokenizer
 
@@ -47,6 +47,13 @@ PREDICTORS_FILE = "predictors.safetensors"
 _PARITY_SENTENCES = 64
 _PARITY_LENGTH = 40
 _SEED = 20_251
+
+_RUNTIME_CLASSES: dict[type[modules.DepthPredictor], type[Predictor]] = {
+    modules.HaltingUnits: HaltingUnits,
+    modules.CertaintyUnits: CertaintyUnits,
+    modules.TokenDepth: DepthClassifier,
+    modules.SentenceDepth: DepthClassifier,
+}
 
 _LOGGER = logging.getLogger(__name__)
 
@@ -117,11 +124,10 @@ def _write_predictors(model: Seq2Seq, folder: Path) -> dict[str, Predictor]:
     tensors: dict[str, Tensor] = {}
     predictors: dict[str, Predictor] = {}
     for name in model.predictors:
-        predictor = model.predictor(name)
-        weight, bias = predictor.weight.detach(), predictor.bias.detach()
-        tensors |= {f"{name}.weight": weight, f"{name}.bias": bias}
-        exported = HaltingUnits if isinstance(predictor, modules.HaltingUnits) else DepthClassifier
-        predictors[name] = exported(weight.numpy(), bias.numpy())
+        weights = {key: value.detach() for key, value in model.predictor(name).named_parameters()}
+        tensors |= {f"{name}.{key}": value for key, value in weights.items()}
+        kind = _RUNTIME_CLASSES[type(model.predictor(name))]
+        predictors[name] = kind(**{key: value.numpy() for key, value in weights.items()})
     if tensors:
         write_file(folder / PREDICTORS_FILE, save(tensors))
     return predictors

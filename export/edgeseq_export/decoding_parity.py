@@ -19,11 +19,11 @@ from torch import Tensor
 from edgeseq import modules
 from edgeseq.models import Seq2Seq
 from edgeseq.models.reference import StopRule, pad_sources, reference_decode, stop_by_choice, stop_by_halting
-from edgeseq.modules.predictors import mean_memory
+from edgeseq.modules.predictors import certainty_of, mean_memory
 from edgeseq_runtime.engine import Engine
 from edgeseq_runtime.manifest import DecodingParity
 from edgeseq_runtime.policy import largest_probability
-from edgeseq_runtime.predictors import DepthClassifier, HaltingUnits, Predictor
+from edgeseq_runtime.predictors import CertaintyUnits, DepthClassifier, HaltingUnits, Predictor
 from edgeseq_runtime.predictors import mean_memory as runtime_mean_memory
 from edgeseq_runtime.state import DecoderState
 from edgeseq_runtime.tokenizer import BOS_ID, PAD_ID
@@ -60,8 +60,8 @@ class _Replay:
     depths: NDArray[np.int64] = field(default_factory=lambda: np.zeros(0, dtype=np.int64))
     exit_states: dict[int, NDArray[np.float32]] = field(default_factory=dict)
     """Block → exit states of the rows that ran it, in order."""
-    confidence: dict[int, NDArray[np.float32]] = field(default_factory=dict)
-    """Block → their largest probabilities."""
+    logits: dict[int, NDArray[np.float32]] = field(default_factory=dict)
+    """Block → their logits."""
     name: str = "replay"
     reads_logits: bool = True
 
@@ -77,7 +77,7 @@ class _Replay:
     ) -> NDArray[np.int64]:
         assert logits is not None
         self.exit_states[block] = exit_states.copy()
-        self.confidence[block] = largest_probability(logits)
+        self.logits[block] = logits.copy()
         return self.depths[self.depths >= block]
 
     def decision_flops(self, block: int) -> int:
@@ -178,20 +178,23 @@ class _Told:
     def __init__(self, model: Seq2Seq, states: list[Tensor], memory: Tensor, padding_mask: Tensor | None) -> None:
         mean = mean_memory(memory, padding_mask)
         self._halting: dict[str, NDArray[np.float64]] = {}  # logits of chi, (B, T, N - 1)
+        self._certainty: dict[str, NDArray[np.float64]] = {}  # logits of chi, (B, T, N - 1)
         self._token: dict[str, NDArray[np.float64]] = {}  # log q, (B, T, N)
         self._sentence: dict[str, NDArray[np.float64]] = {}  # log q, (B, N)
+        heads = model.decoder.exit_heads
+        logits = [heads(state, block) for block, state in enumerate(states, start=1)]
         for name in model.predictors:
             predictor = model.predictor(name)
             if isinstance(predictor, modules.HaltingUnits):
                 self._halting[name] = predictor(states).double().numpy()
+            elif isinstance(predictor, modules.CertaintyUnits):
+                certainty = torch.stack([certainty_of(of_block) for of_block in logits], dim=2)
+                self._certainty[name] = predictor(certainty).double().numpy()
             elif isinstance(predictor, modules.TokenDepth):
                 self._token[name] = predictor.log_distribution(states, mean).double().numpy()
             else:
                 self._sentence[name] = predictor.log_distribution(states, mean)[:, 0].double().numpy()
-        heads = model.decoder.exit_heads
-        confidence = [
-            torch.softmax(heads(state, block), dim=-1).amax(-1) for block, state in enumerate(states[:-1], start=1)
-        ]
+        confidence = [torch.softmax(of_block, dim=-1).amax(-1) for of_block in logits[:-1]]
         self._confidence = torch.stack(confidence or [memory[:, :0, 0]], dim=-1).double().numpy()  # (B, T, N - 1)
 
     def compare_sentences(self, predictors: Mapping[str, Predictor], state: DecoderState, count: _Count) -> None:
@@ -218,8 +221,14 @@ class _Told:
                 expected = logits[real, position, block - 1]
                 found = predictor.logits(block, exit_states)[kept].astype(np.float64)
                 count.add(expected > 0, found > 0, np.abs(expected))
+            for name, logits in self._certainty.items():
+                predictor = predictors[name]
+                assert isinstance(predictor, CertaintyUnits)
+                expected = logits[real, position, block - 1]
+                found = predictor.logits(block, replay.logits[block])[kept].astype(np.float64)
+                count.add(expected > 0, found > 0, np.abs(expected))
             expected = self._confidence[real, position, block - 1] - _THRESHOLD
-            found = replay.confidence[block][kept].astype(np.float64) - _THRESHOLD
+            found = largest_probability(replay.logits[block])[kept].astype(np.float64) - _THRESHOLD
             count.add(expected > 0, found > 0, np.abs(expected))
         for name, log_q in self._token.items():
             predictor = predictors[name]

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from edgeseq.config import ModelConfig, PredictorConfig
 from edgeseq.models import Seq2Seq
+from edgeseq.modules import CertaintyUnits
 from edgeseq_runtime.manifest import ModelFacts, PredictorEntry
 
 
@@ -13,13 +14,13 @@ def model_facts(config: ModelConfig, model: Seq2Seq, vocab_size: int) -> ModelFa
         dim=config.dim,
         heads=config.attention_heads,
         vocab_size=vocab_size,
-        encoder_blocks=len(config.encoder.kernel_sizes),
-        decoder_kernel_sizes=list(config.decoder.kernel_sizes),
+        encoder_blocks=len(config.encoder.reaches),
+        decoder_reaches=list(config.decoder.reaches),
         head=config.head,
         norm=config.norm,
         parameters=sum(parameter.numel() for parameter in model.parameters()),
         feed_forward_dim=config.decoder.feed_forward_dim,
-        convolution=config.decoder.convolution,
+        mixer=config.decoder.mixer,
         glu=config.decoder.glu,
         convolution_heads=config.decoder.convolution_heads,
     )
@@ -37,9 +38,15 @@ def predictor_entry(config: PredictorConfig, model: Seq2Seq, *, joint: bool) -> 
     described = ", ".join(f"{name} {value:g}" for name, value in terms.items())
     prices = f" times {config.prices}" if config.prices else ""
     trunk = "joint" if joint else "frozen"
+    predictor = model.predictor(config.name)
+    if isinstance(predictor, CertaintyUnits):
+        rows, hidden_dim = predictor.contract_weight.shape
+    else:
+        rows, hidden_dim = len(predictor.get_parameter("weight")), 0
     return PredictorEntry(
         name=config.name,
         kind=config.kind,
-        rows=len(model.predictor(config.name).weight),
+        rows=rows,
+        hidden_dim=hidden_dim,
         training=f"{config.oracle}, {described}{prices}, target {config.target}, {trunk} trunk",
     )

@@ -7,13 +7,15 @@ of ONNX: these modules are what the graphs are compared with.
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from collections.abc import Iterator
 from dataclasses import dataclass
 
+import torch
 from torch import Tensor, nn
 
 from edgeseq.models import Encoder, Seq2Seq
-from edgeseq.modules import CrossAttention, DecoderBlock, ExitHeads, TokenEmbedding
+from edgeseq.modules import CrossAttention, DecoderBlock, ExitHeads, SelfAttention, TokenEmbedding
 from edgeseq_runtime.manifest import ModelFacts
 from edgeseq_runtime.signatures import GraphSignature, expected_signatures
 
@@ -55,49 +57,83 @@ class CrossGraph(nn.Module):
         return self.attention.project(memory)
 
 
-class BlockGraph(nn.Module):
+class BlockGraph(nn.Module, ABC):
     """A step of a block on some rows of a batch, reading and writing state through indices."""
 
     def __init__(self, block: DecoderBlock) -> None:
         super().__init__()
         self.block = block
 
-    def forward(
-        self,
-        states: Tensor,
-        exit_states: Tensor,
-        columns: Tensor,
-        cross_key: Tensor,
-        cross_value: Tensor,
-        source_bias: Tensor,
-        active_rows: Tensor,
-        own_cells: Tensor,
-        read_cells: Tensor,
-        written_columns: Tensor,
-        tap_places: Tensor,
-    ) -> tuple[Tensor, Tensor, Tensor]:
-        """Runs the block's own step, on histories read off the rings by the order of their taps.
+    def forward(self, states: Tensor, exit_states: Tensor, *others: Tensor) -> tuple[Tensor, ...]:
+        """Runs the block's own step, on what it needs of the past read off the rings, oldest first.
 
-        Shapes are those of the graph's signature, results next_states, next_exit_states, next_columns.
+        Arguments and shapes are those of the graph's signature; `others` begins with the tensors of columns. Results
+        are next_states, next_exit_states and the next tensors of columns.
         """
-        active, own = active_rows.squeeze(1), own_cells.squeeze(1)
-        column_dim = columns.shape[1]
+        *tensors, cross_key, cross_value, source_bias, active_rows, own_cells, read_cells, written, places = others
+        active, own, written = active_rows.squeeze(1), own_cells.squeeze(1), written.squeeze(1)
+        heads, column_dim = self.block.mixer.heads, tensors[0].shape[1]
         pending = self.block.backfill(states[read_cells[len(active) :]])
-        _, heads, kernel_size = tap_places.shape
-        # Place of each tap, from the oldest column to the newest, in the rings of the active rows.
-        order = tap_places.argsort(-1)  # (n, H, K)
-        written = written_columns.squeeze(1)
-        filled = columns.index_copy(0, written[len(active) * heads :], pending.reshape(-1, column_dim))
-        rings = filled.view(-1, heads, kernel_size, column_dim)[active]
-        history = rings.gather(2, order.unsqueeze(-1).expand_as(rings)).transpose(1, 2).flatten(2)[:, :-1]
-        next_x, exit_state, new = self.block.step(
-            states[own].unsqueeze(1), history, cross_key[active], cross_value[active], source_bias[active]
+        late, now = written[len(active) * heads :], written[: len(active) * heads]
+        filled = [
+            tensor.index_copy(0, late, column.reshape(-1, column_dim))
+            for tensor, column in zip(tensors, pending, strict=True)
+        ]
+        rings = [tensor.view(len(exit_states), heads, -1, column_dim)[active] for tensor in filled]  # (n, H, C, D/H)
+        own_places = now.view(-1, heads)[:, 0] % rings[0].shape[2]
+        next_x, exit_state, columns = self.block.step(
+            states[own].unsqueeze(1),
+            self.past(rings, places, own_places),
+            cross_key[active],
+            cross_value[active],
+            source_bias[active],
         )
         return (
             states.index_copy(0, own, next_x.squeeze(1)),
             exit_states.index_copy(0, active, exit_state.squeeze(1)),
-            filled.index_copy(0, written[: len(active) * heads], new.reshape(-1, column_dim)),
+            *(
+                tensor.index_copy(0, now, column.reshape(-1, column_dim))
+                for tensor, column in zip(filled, columns, strict=True)
+            ),
         )
+
+    @abstractmethod
+    def past(self, rings: list[Tensor], places: Tensor, own_places: Tensor) -> tuple[Tensor, ...]:
+        """What the mixer's step reads.
+
+        Args:
+            rings: (n, H, C, D/H) each.
+            places: what the graph is told of them.
+            own_places: (n,), where the current position is about to be put.
+        """
+
+
+class ConvolutionBlockGraph(BlockGraph):
+    """A block that convolves."""
+
+    def past(self, rings: list[Tensor], places: Tensor, own_places: Tensor) -> tuple[Tensor, ...]:
+        """The columns of the last K - 1 positions, in the order of their taps, (n, K - 1, D)."""
+        del own_places  # the taps' own order says where the newest column goes
+        (ring,) = rings
+        return (_in_order(ring, places.argsort(-1))[:, :-1],)
+
+
+class AttentionBlockGraph(BlockGraph):
+    """A block that attends to its own past."""
+
+    def past(self, rings: list[Tensor], places: Tensor, own_places: Tensor) -> tuple[Tensor, ...]:
+        """Keys and values (n, C - 1, D), and the bias of their scores (n, C - 1)."""
+        size = places.shape[-1]
+        # From the place after the current position's, all around the ring.
+        order = (own_places.unsqueeze(1) + 1 + torch.arange(size)) % size  # (n, C)
+        keys, values = (_in_order(ring, order.unsqueeze(1).expand(-1, ring.shape[1], -1)) for ring in rings)
+        bias = places.flatten(1).gather(1, order)
+        return keys[:, :-1], values[:, :-1], bias[:, :-1]
+
+
+def _in_order(rings: Tensor, order: Tensor) -> Tensor:
+    """Reads rings (n, H, C, D/H) in the order of places (n, H, C): (n, C, D)."""
+    return rings.gather(2, order.unsqueeze(-1).expand_as(rings)).transpose(1, 2).flatten(2)
 
 
 class HeadGraph(nn.Module):
@@ -140,4 +176,4 @@ def _part(model: Seq2Seq, signature: GraphSignature) -> nn.Module:
     assert isinstance(block, DecoderBlock)
     if signature.role == "cross":
         return CrossGraph(block.cross_attention)
-    return BlockGraph(block)
+    return (AttentionBlockGraph if isinstance(block.mixer, SelfAttention) else ConvolutionBlockGraph)(block)

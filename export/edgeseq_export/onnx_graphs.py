@@ -4,10 +4,11 @@ The step is paid per node as much as per FLOP, so these graphs are written, not 
 where the exporter made 50 and a graph of its own for backfill. Two ideas keep them short:
 
 *   State is read and written through indices, inside the graph. Nothing is gathered, moved or stored outside it.
-*   The columns of a row lie in a ring of K places and never move. Instead the taps, which are few, are brought into
-    the order of the ring.
+*   The columns of a row lie in a ring of places and never move. Instead the taps of a convolution, which are few, are
+    brought into the order of the ring, and attention, which does not ask for order, is told which places to leave out.
 
-Dimensions: R rows, S source positions, D channels, H heads, K kernel size; n active rows, m pending columns.
+Dimensions: R rows, S source positions, D channels, H heads, K kernel size, C places of a ring; n active rows, m pending
+columns.
 """
 
 from __future__ import annotations
@@ -30,6 +31,7 @@ from edgeseq.modules import (
     FeedForward,
     LightweightConv,
     ResidualNorm,
+    SelfAttention,
     TokenEmbedding,
 )
 from edgeseq_export.graph_writer import GraphWriter
@@ -96,19 +98,19 @@ def _write_cross(writer: GraphWriter, attention: CrossAttention) -> None:
 
 
 def _write_block(writer: GraphWriter, block: DecoderBlock) -> None:
-    unit, attention = block.convolution_unit, block.cross_attention
-    dim = unit.convolution.dim
+    mixer, attention = block.mixer, block.cross_attention
     # The new columns: of the active rows first, then of the copied states of pending positions (backfill).
-    read = writer.add("Gather", "states", "read_cells")
-    columns = _columns(writer, unit, _before(writer, block.convolution_norm, read))
-    updates = writer.reshape(columns, -1, dim // unit.convolution.heads)
-    writer.add("ScatterND", "columns", "written_columns", updates, output="next_columns")
-    mixed = _convolve_rings(writer, unit.convolution, columns)
-    x = writer.reshape(writer.add("Gather", "states", "own_cells"), -1, dim)
-    x = _residual(writer, block.convolution_norm, x, writer.linear(mixed, unit.out_projection))
+    read = _before(writer, block.mixer_norm, writer.add("Gather", "states", "read_cells"))
+    x = writer.reshape(writer.add("Gather", "states", "own_cells"), -1, mixer.dim)
+    if isinstance(mixer, SelfAttention):
+        mixed = _attend_rings(writer, mixer, read, _before(writer, block.mixer_norm, x))
+    else:
+        assert isinstance(mixer, ConvolutionUnit)
+        mixed = _convolve_rings(writer, mixer, read)
+    x = _residual(writer, block.mixer_norm, x, mixed)
 
     query = writer.linear(_before(writer, block.cross_norm, x), attention.query_projection)
-    mixed = _attend(writer, query, attention.heads, dim)
+    mixed = _attend(writer, query, attention.heads, mixer.dim)
     x = _residual(writer, block.cross_norm, x, writer.linear(mixed, attention.output_projection))
 
     y = _feed_forward(writer, block.feed_forward, _before(writer, block.feed_forward_norm, x))
@@ -116,6 +118,12 @@ def _write_block(writer: GraphWriter, block: DecoderBlock) -> None:
     writer.add("ScatterND", "states", "own_cells", x, output="next_states")
     exit_state = writer.layer_norm(x, block.exit_norm)
     writer.add("ScatterND", "exit_states", "active_rows", exit_state, output="next_exit_states")
+
+
+def _write_columns(writer: GraphWriter, name: str, columns: str, column_dim: int) -> None:
+    """Adds the replacement of what `written_columns` names in a tensor of columns."""
+    updates = writer.reshape(columns, -1, column_dim)
+    writer.add("ScatterND", name, "written_columns", updates, output=f"next_{name}")
 
 
 def _columns(writer: GraphWriter, unit: ConvolutionUnit, x: str) -> str:
@@ -142,9 +150,12 @@ def _taps(writer: GraphWriter, convolution: LightweightConv | DynamicConv, colum
     return writer.add("Div", raw, writer.add("Max", length, writer.scalar(1e-12)))
 
 
-def _convolve_rings(writer: GraphWriter, convolution: LightweightConv | DynamicConv, columns: str) -> str:
-    """Adds the product of each active row's ring with its taps in the ring's order: (n, D)."""
+def _convolve_rings(writer: GraphWriter, unit: ConvolutionUnit, read: str) -> str:
+    """Adds the unit on each active row's ring, with its taps brought into the ring's order: (n, D)."""
+    convolution = unit.convolution
     heads, kernel_size, dim = convolution.heads, convolution.kernel_size, convolution.dim
+    columns = _columns(writer, unit, read)
+    _write_columns(writer, "columns", columns, dim // heads)
     taps = writer.reshape(_taps(writer, convolution, columns), -1, heads, kernel_size)
     if isinstance(convolution, LightweightConv):
         taps = writer.add("Expand", taps, writer.add("Shape", "tap_places"))
@@ -152,7 +163,29 @@ def _convolve_rings(writer: GraphWriter, convolution: LightweightConv | DynamicC
     taps = writer.reshape(taps, -1, heads, 1, kernel_size)
     rings = _of_active_rows(writer, writer.reshape("next_columns", -1, kernel_size * dim))
     rings = writer.reshape(rings, -1, heads, kernel_size, dim // heads)
-    return writer.reshape(writer.add("MatMul", taps, rings), -1, dim)
+    mixed = writer.reshape(writer.add("MatMul", taps, rings), -1, dim)
+    return writer.linear(mixed, unit.out_projection)
+
+
+def _attend_rings(writer: GraphWriter, attention: SelfAttention, read: str, x: str) -> str:
+    """Adds the attention of each active row (n, D) to all places of its rings, its own among them: (n, D)."""
+    heads, dim = attention.heads, attention.dim
+    head_dim = dim // heads
+    if attention.window:
+        shape = writer.integers(-1, heads, attention.window, head_dim)
+    else:
+        rows = writer.add("Shape", "exit_states", start=0, end=1)
+        shape = writer.add("Concat", rows, writer.integers(heads, -1, head_dim), axis=0)
+    rings = []
+    for name, projection in (("keys", attention.key_projection), ("values", attention.value_projection)):
+        _write_columns(writer, name, writer.linear(read, projection), head_dim)
+        rings.append(_of_active_rows(writer, writer.add("Reshape", f"next_{name}", shape)))  # (n, 1, H, C, D/H)
+    query = writer.reshape(writer.linear(x, attention.query_projection, attention.scale), -1, 1, heads, head_dim, 1)
+    # The query as a column spares transposing the keys; a row of scores then is the same numbers.
+    scores = writer.reshape(writer.add("MatMul", rings[0], query), 0, 0, 0, 1, -1)
+    weights = writer.add("Softmax", writer.add("Add", scores, "place_bias"), axis=-1)
+    mixed = writer.reshape(writer.add("MatMul", weights, rings[1]), -1, dim)
+    return writer.linear(mixed, attention.output_projection)
 
 
 def _attend(writer: GraphWriter, query: str, heads: int, dim: int) -> str:
@@ -183,36 +216,75 @@ def _residual(writer: GraphWriter, norm: ResidualNorm, x: str, y: str) -> str:
 
 
 class _EncoderWriter:
-    """Writes the encoder on (R · S, D), so that products and biases are one node; convolutions see (R, H, S, D/H)."""
+    """Writes the encoder on (R · S, D), so that products and biases are one node; mixers see (R, H, S, D/H)."""
 
     def __init__(self, writer: GraphWriter) -> None:
         self._writer = writer
         self._length = writer.add("Shape", "source", start=1, end=2)
+        one = writer.constant(np.array(1, dtype=np.int64))
+        zero = writer.constant(np.array(0, dtype=np.int64))
+        self._positions = writer.add("Range", zero, writer.add("Squeeze", self._length), one)
+        self._padding = writer.reshape("padding_mask", -1, 1)
+        self._biases: dict[int, str] = {}
 
     def write(self, encoder: Encoder) -> None:
         """Writes source, padding_mask → memory."""
         writer = self._writer
         dim = encoder.embedding.dim
-        one = writer.constant(np.array(1, dtype=np.int64))
-        zero = writer.constant(np.array(0, dtype=np.int64))
-        positions = writer.add("Range", zero, writer.add("Squeeze", self._length), one)
-        x = writer.add("Add", _scaled_tokens(writer, encoder.embedding, "source"), _sinusoid(writer, positions, dim))
+        positions = _sinusoid(writer, self._positions, dim)
+        x = writer.add("Add", _scaled_tokens(writer, encoder.embedding, "source"), positions)
         x = writer.reshape(x, -1, dim)
-        padding = writer.reshape("padding_mask", -1, 1)
         for block in cast("list[EncoderBlock]", list(encoder.blocks)):
-            x = self._write_block(block, x, padding)
+            x = self._write_block(block, x)
         x = writer.layer_norm(x, encoder.norm)
         shape = writer.add("Concat", writer.integers(-1), self._length, writer.integers(dim), axis=0)
         writer.add("Reshape", x, shape, output="memory")
 
-    def _write_block(self, block: EncoderBlock, x: str, padding: str) -> str:
-        writer, unit = self._writer, block.convolution_unit
-        columns = _columns(writer, unit, _before(writer, block.convolution_norm, x))
-        columns = writer.add("Where", padding, writer.scalar(0.0), columns)
-        mixed = self._convolve(unit.convolution, columns)
-        x = _residual(writer, block.convolution_norm, x, writer.linear(mixed, unit.out_projection))
+    def _write_block(self, block: EncoderBlock, x: str) -> str:
+        writer, mixer = self._writer, block.mixer
+        read = _before(writer, block.mixer_norm, x)
+        if isinstance(mixer, SelfAttention):
+            mixed = writer.linear(self._attend(mixer, read), mixer.output_projection)
+        else:
+            assert isinstance(mixer, ConvolutionUnit)
+            columns = writer.add("Where", self._padding, writer.scalar(0.0), _columns(writer, mixer, read))
+            mixed = writer.linear(self._convolve(mixer.convolution, columns), mixer.out_projection)
+        x = _residual(writer, block.mixer_norm, x, mixed)
         y = _feed_forward(writer, block.feed_forward, _before(writer, block.feed_forward_norm, x))
         return _residual(writer, block.feed_forward_norm, x, y)
+
+    def _attend(self, attention: SelfAttention, x: str) -> str:
+        """Adds the mixing of whole sentences by their own attention, (R · S, D) → (R · S, D)."""
+        writer = self._writer
+        heads, dim = attention.heads, attention.dim
+        shape = writer.add("Concat", writer.integers(-1), self._length, writer.integers(heads, dim // heads), axis=0)
+        query, key, value = (
+            writer.add("Transpose", writer.add("Reshape", writer.linear(x, projection, scale), shape), perm=order)
+            for projection, scale, order in (
+                (attention.query_projection, attention.scale, [0, 2, 1, 3]),
+                (attention.key_projection, 1.0, [0, 2, 3, 1]),
+                (attention.value_projection, 1.0, [0, 2, 1, 3]),
+            )
+        )
+        scores = writer.add("Add", writer.add("MatMul", query, key), self._bias(attention.window))
+        mixed = writer.add("MatMul", writer.add("Softmax", scores, axis=-1), value)
+        return writer.reshape(writer.add("Transpose", mixed, perm=[0, 2, 1, 3]), -1, dim)
+
+    def _bias(self, window: int) -> str:
+        """Adds the bias of attention scores (R, 1, S, S), once for all blocks with the same window."""
+        if window not in self._biases:
+            writer = self._writer
+            positions = (writer.reshape(self._positions, -1, 1), self._positions)
+            # Every position reads itself, at padding too: a softmax of nothing would be no number.
+            own = writer.add("Equal", *positions)
+            read = writer.add("Not", writer.add("Unsqueeze", "padding_mask", writer.integers(1, 2)))
+            if window:
+                distance = writer.add("Abs", writer.add("Sub", *positions))
+                bound = writer.constant(np.array(window // 2, dtype=np.int64))
+                read = writer.add("And", read, writer.add("LessOrEqual", distance, bound))
+            read = writer.add("Or", read, own)
+            self._biases[window] = writer.add("Where", read, writer.scalar(0.0), writer.scalar(float("-inf")))
+        return self._biases[window]
 
     def _convolve(self, convolution: LightweightConv | DynamicConv, columns: str) -> str:
         """Adds `edgeseq.modules.convolution.banded_product` over whole sentences, (R · S, D) → (R · S, D)."""

@@ -90,19 +90,22 @@ def _compare_steps(
     signature = comparison.part.signature
     assert signature.block is not None
     layout = Layout(facts)
-    kernel_size = layout.kernel_sizes[signature.block - 1]
+    size = layout.ring_sizes[signature.block - 1]
     sizes = {
         "rows": rows,
         "active": 0,
         "source": source,
         "cells": rows * layout.reach,
-        "column_cells": rows * layout.heads * kernel_size,
+        "column_cells": rows * layout.heads * size,
         "read": 0,
         "written": 0,
+        "places": size,
     }
     wanted_feed = example_inputs(signature, sizes, generator)
     found_feed = {name: value.clone() for name, value in wanted_feed.items()}
-    positions = torch.randint(0, 2 * layout.reach, (rows,), generator=generator).numpy()
+    # Rings that grow instead of going round have room for the last of the steps.
+    farthest = layout.capacity - _STEPS if layout.grows else 2 * layout.reach
+    positions = torch.randint(0, farthest + 1, (rows,), generator=generator).numpy()
     filled = np.maximum(positions - torch.randint(0, layout.reach, (rows,), generator=generator).numpy(), 0)
     worst = 0.0
     for step in range(_STEPS):
@@ -113,7 +116,7 @@ def _compare_steps(
         going = (torch.rand(rows, generator=generator) > _STOPPED_SHARE).numpy()
         going[step % rows] = True
         places.narrow(going.nonzero()[0])
-        indices = {name: torch.from_numpy(index) for name, index in places.block_indices(kernel_size, filled).items()}
+        indices = {name: torch.from_numpy(index) for name, index in places.block_indices(size, filled).items()}
         for feed in (wanted_feed, found_feed):
             feed.update(indices)
         wanted, found, difference = comparison.run(wanted_feed, found_feed)

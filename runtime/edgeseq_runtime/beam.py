@@ -79,6 +79,7 @@ def beam_search(
     max_lengths: Sequence[int],
     options: BeamOptions,
     *,
+    prefixes: Sequence[Sequence[int]] | None = None,
     places: int | None = None,
 ) -> list[list[Hypothesis]]:
     """Translate sentences, keeping several hypotheses of each.
@@ -89,6 +90,8 @@ def beam_search(
         policy: Decides depths, of each hypothesis by itself.
         max_lengths: Most tokens of each translation, eos included; at least 1.
         options: Settings.
+        prefixes: Ids that each translation begins with, fed at full depth; they do not count as
+            tokens of the result, nor in its score. None: none has any.
         places: Sentences decoded at once; None means all of them.
 
     Returns:
@@ -98,12 +101,20 @@ def beam_search(
     places = len(sources) if places is None else min(places, len(sources))
     waiting = Waiting(decoder, sources, policy, places, options.size)
     state, sentences = waiting.take_batch()
-    beams = [_Beam(options, max_lengths[sentence]) for sentence in sentences.tolist()]
+
+    def begin(sentence: int) -> _Beam:
+        return _Beam(options, max_lengths[sentence], tuple(prefixes[sentence]) if prefixes else ())
+
+    beams = [begin(sentence) for sentence in sentences.tolist()]
     results: list[list[Hypothesis]] = [[] for _ in sources]
     tokens = np.full(places * options.size, BOS_ID, dtype=np.int64)
     parents: IntArray | None = np.repeat(np.arange(places), options.size)
     while beams:
-        step = decoder.step(state, tokens, parents)
+        if any(beam.forced for beam in beams):
+            fed_at = np.repeat([decoder.full_depth if beam.forced else 0 for beam in beams], options.size)
+            step = decoder.step(state, tokens, parents, fed_at)
+        else:
+            step = decoder.step(state, tokens, parents)
         logits = step.logits.reshape(len(beams), options.size, -1)
         depths = step.depths.reshape(len(beams), options.size)
         continued = np.empty((len(beams), options.size), dtype=np.int64)
@@ -117,7 +128,7 @@ def beam_search(
             sentences = sentences.copy()
             begun, done = waiting.fill(state, done, sentences)
             for place in begun.tolist():
-                beams[place] = _Beam(options, max_lengths[int(sentences[place])])
+                beams[place] = begin(int(sentences[place]))
                 parents[place] = np.arange(place * options.size, (place + 1) * options.size)
         if len(done):
             kept = np.delete(np.arange(len(beams)), done)
@@ -151,8 +162,10 @@ class _Beam:
         done: Whether there is nothing left to do.
     """
 
-    def __init__(self, options: BeamOptions, max_length: int) -> None:
+    def __init__(self, options: BeamOptions, max_length: int, prefix: tuple[int, ...]) -> None:
         self.done = False
+        self._prefix = prefix
+        self._forced = 0  # tokens of the prefix so far chosen
         self._options = options
         self._max_length = max_length
         # All rows begin alike; one of them speaks for all at the first step.
@@ -160,9 +173,15 @@ class _Beam:
         self._closed: list[_Path] = []
 
     @property
+    def forced(self) -> bool:
+        """Whether the next token is one of the prefix."""
+        return self._forced < len(self._prefix)
+
+    @property
     def newest(self) -> list[int]:
         """The token each row is fed next; rows without a hypothesis repeat the last one's."""
-        newest = [path.tokens[-1] if path.tokens else BOS_ID for path in self._open]
+        first = self._prefix[self._forced - 1] if self._forced else BOS_ID
+        newest = [path.tokens[-1] if path.tokens else first for path in self._open]
         return newest + newest[-1:] * (self._options.size - len(newest))
 
     def advance(self, logits: FloatArray, depths: IntArray) -> IntArray:
@@ -176,6 +195,9 @@ class _Beam:
             (size,), for each row the row it continues.
         """
         size = self._options.size
+        if self.forced:
+            self._forced += 1
+            return np.arange(size)
         number = len(self._open)
         token_scores = self._token_scores(logits[:number])
         totals = token_scores + np.array([path.total for path in self._open], dtype=np.float32)[:, None]
@@ -217,7 +239,7 @@ class _Beam:
         if len(self._open[0].tokens) + 1 < self._options.min_length:
             scores[:, EOS_ID] = -np.inf
         for row, path in enumerate(self._open):
-            scores[row, _repeating(path.tokens, self._options.no_repeat_ngram)] = -np.inf
+            scores[row, _repeating(self._prefix + path.tokens, self._options.no_repeat_ngram)] = -np.inf
         return scores
 
 

@@ -20,11 +20,12 @@ from edgeseq_runtime.manifest import (
     FileRole,
     GraphEntry,
     Manifest,
+    PredictorKind,
     TensorSpec,
 )
 from edgeseq_runtime.policy import DepthPolicy
 from edgeseq_runtime.policy_names import parse_policy
-from edgeseq_runtime.predictors import DepthClassifier, HaltingUnits, Predictor
+from edgeseq_runtime.predictors import CertaintyUnits, DepthClassifier, HaltingUnits, Predictor
 from edgeseq_runtime.safetensors import read_safetensors
 from edgeseq_runtime.signatures import GraphSignature, expected_signatures
 from edgeseq_runtime.tokenizer import Tokenizer
@@ -212,14 +213,15 @@ def _read_predictors(folder: Path, manifest: Manifest) -> dict[str, Predictor]:
     shapes = {name: tensor.shape for name, tensor in tensors.items()}
     expected: dict[str, tuple[int, ...]] = {}
     for entry in manifest.predictors:
-        expected |= {f"{entry.name}.weight": (entry.rows, manifest.model.dim), f"{entry.name}.bias": (entry.rows,)}
+        expected |= entry.tensor_shapes(manifest.model.dim)
     if shapes != expected:
         raise BundleError(f"{path} holds {shapes}, expected {expected}")
     if not all(np.isfinite(tensor).all() for tensor in tensors.values()):
         raise BundleError(f"{path} holds weights that are not finite: export the model again")
+    classes: dict[PredictorKind, type[Predictor]] = {"halting": HaltingUnits, "certainty": CertaintyUnits}
     return {
-        entry.name: (HaltingUnits if entry.kind == "halting" else DepthClassifier)(
-            tensors[f"{entry.name}.weight"], tensors[f"{entry.name}.bias"]
+        entry.name: classes.get(entry.kind, DepthClassifier)(
+            **{name.removeprefix(f"{entry.name}."): tensors[name] for name in entry.tensor_shapes(manifest.model.dim)}
         )
         for entry in manifest.predictors
     }

@@ -6,7 +6,7 @@ on; each row's exit state then goes through its exit head.
 
 A row that stops leaves its last state to be copied upward. When it later enters a block it had
 skipped, the same call makes the missing columns from the copied states first, and only those that
-the convolution can still reach (lazy bounded backfill). This equals making them at once, exactly:
+it can still reach (lazy bounded backfill). This equals making them at once, exactly:
 a column depends on its own copied state only.
 
 The graphs read and write the state in place, through indices; see ``places`` and ``signatures``.
@@ -56,7 +56,11 @@ class Step:
 
 
 class Engine:
-    """A bundle's graphs on a device. May be shared by threads: state lives in DecoderState."""
+    """A bundle's graphs on a device. May be shared by threads: state lives in DecoderState.
+
+    Attributes:
+        full_depth: Number of decoder blocks.
+    """
 
     def __init__(self, folder: Path, model: ModelFacts, device: str = "auto", threads: int = 1) -> None:
         """Create the sessions.
@@ -80,7 +84,7 @@ class Engine:
         self._layout = Layout(model)
         self._encoded = itertools.count()
         self._sinusoids = Sinusoids(model.dim)
-        self._depth = model.decoder_blocks
+        self.full_depth = model.decoder_blocks
         self._tied = model.head == "tied"
 
     def encode(self, sources: Sequence[Sequence[int]], policy: DepthPolicy) -> DecoderState:
@@ -147,7 +151,9 @@ class Engine:
         if parents is not None:
             state.select(parents)
         self._check_step(state, tokens, depths)
-        places = StepPlaces(self._layout, state.positions)
+        if state.layout.grows:
+            state.fit_rings()
+        places = StepPlaces(state.layout, state.positions)
         feed: dict[str, AnyArray] = {
             "tokens": np.ascontiguousarray(tokens),
             "position_vectors": self._sinusoids.take(state.positions),
@@ -168,8 +174,10 @@ class Engine:
         for name, array in (("tokens", tokens), ("depths", depths)):
             if array is not None and array.shape != (state.rows,):
                 raise InputError(f"{name} has the shape {array.shape}, expected ({state.rows},)")
-        if depths is not None and not ((depths >= 0) & (depths <= self._depth)).all():
-            raise InputError(f"depths are {depths.tolist()}, expected 1 to {self._depth}, or 0 for the policy's choice")
+        if depths is not None and not ((depths >= 0) & (depths <= self.full_depth)).all():
+            raise InputError(
+                f"depths are {depths.tolist()}, expected 1 to {self.full_depth}, or 0 for the policy's choice"
+            )
 
     def _encode_by_length(self, sources: Sequence[Sequence[int]], lengths: IntArray, padded: IntArray) -> FloatArray:
         """Run the encoder on sentences of one padded length at a time.
@@ -206,10 +214,10 @@ class Engine:
             limits = np.where(free, limits, depths)
         heads = StepLogits(state.exit_states, self._classify, tied=self._tied)
         visits = []
-        for block in range(1, self._depth + 1):
+        for block in range(1, self.full_depth + 1):
             self._run_block(state, block, places)
             visits.append(places.active)
-            if block == self._depth:
+            if block == self.full_depth:
                 break
             logits = None
             if policy.decides(block) and (free is None or free.any()):
@@ -236,10 +244,10 @@ class Engine:
         past = state.blocks[block - 1]
         if past.cross is None or not past.all_entered:
             past.cross = self._enter(state, block, places.active)
-        indices = places.block_indices(self._layout.kernel_sizes[block - 1], past.filled)
+        indices = places.block_indices(state.layout.ring_sizes[block - 1], past.filled)
         key, value = past.cross
         self._bound(state, "block", block).run(
-            {"states": state.states, "exit_states": state.exit_states, "columns": past.columns},
+            {"states": state.states, "exit_states": state.exit_states, **past.tensors},
             {"cross_key": key, "cross_value": value, "source_bias": state.source_bias, **indices},
         )
         past.filled[places.active] = places.next_positions

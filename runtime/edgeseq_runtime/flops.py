@@ -2,9 +2,10 @@
 
 A count of multiply-adds (two operations each) in the linear maps, after Elbayad et al. (2020),
 appendix B, which ignores norms, residuals and non-linearities. Corrected for what edgeseq runs:
-convolution blocks in place of self-attention, an exit head that is computed once per token, and
-lazy bounded backfill. Symbols: d ``dim``, f ``feed_forward_dim``, K_n taps of block n, H
-``convolution_heads``, V ``vocab_size``, S source pieces (EOS included), N decoder blocks.
+convolution blocks beside self-attention, an exit head that is computed once per token, and lazy
+bounded backfill. Symbols: d ``dim``, f ``feed_forward_dim``, K_n taps of block n, H
+``convolution_heads``, V ``vocab_size``, S source pieces (EOS included), N decoder blocks, t target
+positions that self-attention reads: the current one and all before it, or those in its window.
 
 The count is that of a sentence decoded alone. In a batch the engine may also make source keys and
 values for sentences that turn out never to enter a block, because one call for all is cheaper.
@@ -23,7 +24,8 @@ class DecoderFlops:
     """FLOPs of a sentence (or, added up, of many) by what they were spent on.
 
     Attributes:
-        blocks: Blocks that ran: convolution, encoder-decoder attention and feed-forward.
+        blocks: Blocks that ran: convolution or self-attention, encoder-decoder attention and
+            feed-forward.
         cross: Keys and values of the source, per block when the sentence first enters it.
         backfill: Columns of positions that had stopped below a block entered later.
         decisions: What the depth policy computes, exit heads not counted.
@@ -49,13 +51,14 @@ class DecoderFlops:
 def decoder_flops(model: ModelFacts, source_pieces: int, depths: Sequence[int], policy: DepthPolicy) -> DecoderFlops:
     """Count the decoder's FLOPs of one sentence.
 
-    Per visit of block n: ``column + taps + 2 K_n d + 2 d^2`` for the convolution, where
-    ``column`` is :func:`column_flops` and ``taps`` is ``2 d H K_n`` for dynamic convolution and 0
-    for lightweight; ``4 d^2 + 4 S d`` for attention (query, output; scores, mix); ``4 d f`` for the
-    feed-forward layer. The sentence's first visit of a block adds ``4 S d^2`` for keys and values.
-    Each backfilled column costs ``column``, an exit head ``2 V d``. A token has one, of the block
-    after which it stops, and those that the policy reads on the way. Decisions cost what the policy
-    says: see the classes in ``policy``.
+    Per visit of block n: ``column + taps + 2 K_n d + 2 d^2`` for a convolution, where ``column`` is
+    :func:`column_flops` and ``taps`` is ``2 d H K_n`` if it is dynamic and 0 if lightweight, or
+    ``column + 4 d^2 + 4 t d`` for self-attention (query, output; scores, mix); ``4 d^2 + 4 S d``
+    for attention over the source; ``4 d f`` for the feed-forward layer. The sentence's first visit
+    of a block adds ``4 S d^2`` for keys and values of the source. Each backfilled column costs
+    ``column``, an exit head ``2 V d``. A token has one, of the block after which it stops, and
+    those that the policy reads on the way. Decisions cost what the policy says: see the classes in
+    ``policy``.
 
     Args:
         model: Facts of the model.
@@ -67,17 +70,18 @@ def decoder_flops(model: ModelFacts, source_pieces: int, depths: Sequence[int], 
         The counts, exact for lazy bounded backfill: the order of the depths matters.
     """
     dim = model.dim
-    column = column_flops(model)
-    visits = [sum(1 for depth in depths if depth >= n) for n in range(1, model.decoder_blocks + 1)]
+    visited = [
+        [position for position, depth in enumerate(depths) if depth >= n] for n in range(1, model.decoder_blocks + 1)
+    ]
     return DecoderFlops(
         blocks=sum(
-            count * _visit_flops(model, kernel_size, source_pieces)
-            for count, kernel_size in zip(visits, model.decoder_kernel_sizes, strict=True)
+            len(positions) * _visit_flops(model, source_pieces) + _mixing_flops(model, reach, positions)
+            for positions, reach in zip(visited, model.decoder_reaches, strict=True)
         ),
-        cross=sum(4 * source_pieces * dim**2 for count in visits if count),
-        backfill=column * sum(backfilled_columns(model.decoder_kernel_sizes, depths)),
+        cross=sum(4 * source_pieces * dim**2 for positions in visited if positions),
+        backfill=column_flops(model) * sum(backfilled_columns(model.decoder_reaches, depths)),
         decisions=policy.decision_flops(0)
-        + sum(count * policy.decision_flops(block) for block, count in enumerate(visits[:-1], start=1)),
+        + sum(len(positions) * policy.decision_flops(block) for block, positions in enumerate(visited[:-1], start=1)),
         head=2 * model.vocab_size * dim * sum(_heads_run(depth, model.decoder_blocks, policy) for depth in depths),
     )
 
@@ -91,39 +95,42 @@ def _heads_run(depth: int, blocks: int, policy: DepthPolicy) -> int:
 
 
 def column_flops(model: ModelFacts) -> int:
-    """FLOPs of one column: the convolution's input projection, ``2 d^2``, doubled by a gate."""
-    return 2 * model.dim**2 * (2 if model.glu else 1)
+    """FLOPs of one column: a convolution's input projection, ``2 d^2``, doubled by a gate; a key and a value."""
+    return 2 * model.dim**2 * (2 if model.glu or model.mixer == "attention" else 1)
 
 
-def backfilled_columns(kernel_sizes: Sequence[int], depths: Sequence[int]) -> list[int]:
+def backfilled_columns(reaches: Sequence[int], depths: Sequence[int]) -> list[int]:
     """Count the columns that lazy bounded backfill computes for each block.
 
     When a sentence enters block k at position t, the positions since its last visit are pending;
     of those, only the newest K_k - 1 can matter and are computed.
 
     Args:
-        kernel_sizes: Taps of each block, from block 1.
+        reaches: Taps or window of each block, from block 1; 0 where it reads all positions.
         depths: Depth of each token in order.
 
     Returns:
         One count per block; the first is 0, because every token visits block 1.
     """
     counts = []
-    for block, kernel_size in enumerate(kernel_sizes, start=1):
+    for block, reach in enumerate(reaches, start=1):
         visited = [position for position, depth in enumerate(depths) if depth >= block]
-        previous = [-1, *visited[:-1]]
-        counts.append(
-            sum(
-                min(position - before - 1, kernel_size - 1) for position, before in zip(visited, previous, strict=False)
-            )
-        )
+        gaps = [position - before - 1 for position, before in zip(visited, [-1, *visited], strict=False)]
+        counts.append(sum(min(gap, reach - 1) if reach else gap for gap in gaps))
     return counts
 
 
-def _visit_flops(model: ModelFacts, kernel_size: int, source_pieces: int) -> int:
+def _visit_flops(model: ModelFacts, source_pieces: int) -> int:
+    """What a visit of any block costs, but for the mixing of positions."""
     dim = model.dim
-    taps = 2 * dim * model.convolution_heads * kernel_size if model.convolution == "dynamic" else 0
-    convolution = column_flops(model) + taps + 2 * kernel_size * dim + 2 * dim**2
-    attention = 4 * dim**2 + 4 * source_pieces * dim
-    feed_forward = 4 * dim * model.feed_forward_dim
-    return convolution + attention + feed_forward
+    return 4 * dim**2 + 4 * source_pieces * dim + 4 * dim * model.feed_forward_dim
+
+
+def _mixing_flops(model: ModelFacts, reach: int, positions: Sequence[int]) -> int:
+    """What mixing costs a block that is visited at some positions."""
+    dim = model.dim
+    if model.mixer == "attention":
+        read = sum(min(position + 1, reach) if reach else position + 1 for position in positions)
+        return len(positions) * (column_flops(model) + 4 * dim**2) + 4 * read * dim
+    taps = 2 * dim * model.convolution_heads * reach if model.mixer == "dynamic" else 0
+    return len(positions) * (column_flops(model) + taps + 2 * reach * dim + 2 * dim**2)

@@ -44,6 +44,7 @@ FileName = Annotated[str, Field(max_length=100), AfterValidator(_plain_file_name
 Sha256 = Annotated[str, Field(pattern=r"^[0-9a-f]{64}$")]
 FileSize = Annotated[int, Field(gt=0, le=MAX_FILE_BYTES)]
 PositiveInt = Annotated[int, Field(gt=0, lt=2**31)]
+SizeInt = Annotated[int, Field(ge=0, lt=2**31)]
 CountInt = Annotated[int, Field(ge=0)]
 Measure = Annotated[float, Field(ge=0, allow_inf_nan=False)]
 
@@ -61,42 +62,53 @@ class ModelFacts(_Record):
 
     Attributes:
         dim: Width d of states and columns.
-        heads: Heads of the encoder-decoder attention.
+        heads: Heads of all attention.
         vocab_size: Ids, source and target alike, the special ones included.
         encoder_blocks: Number of encoder blocks.
-        decoder_kernel_sizes: Taps K_n of each decoder block, from block 1; its length is N.
+        decoder_reaches: Positions that each decoder block reads, from block 1: taps K_n of a
+            convolution, window of self-attention, 0 where it reads all; its length is N.
         head: Whether the exit heads of all blocks share their weights.
         norm: Whether blocks normalise their inputs (pre) or their outputs (post).
         parameters: Trained numbers of the whole model.
         feed_forward_dim: Inner width f of the decoder's feed-forward layers.
-        convolution: Whether taps are weights (lightweight) or predicted per position (dynamic).
+        mixer: What mixes positions: a convolution whose taps are weights (lightweight) or predicted
+            per position (dynamic), or self-attention.
         glu: Whether the input projection of a convolution is gated, hence twice as wide.
-        convolution_heads: Groups of channels that share their taps.
+        convolution_heads: Groups of channels that share the taps of a convolution.
     """
 
     dim: PositiveInt
     heads: PositiveInt
     vocab_size: PositiveInt
     encoder_blocks: PositiveInt
-    decoder_kernel_sizes: Annotated[list[PositiveInt], Field(min_length=1, max_length=256)]
+    decoder_reaches: Annotated[list[SizeInt], Field(min_length=1, max_length=256)]
     head: Literal["tied", "untied"]
     norm: Literal["pre", "post"]
     parameters: PositiveInt
     feed_forward_dim: PositiveInt
-    convolution: Literal["lightweight", "dynamic"]
+    mixer: Literal["dynamic", "lightweight", "attention"]
     glu: bool
     convolution_heads: PositiveInt
 
     @property
     def decoder_blocks(self) -> int:
         """Number N of decoder blocks: the full depth."""
-        return len(self.decoder_kernel_sizes)
+        return len(self.decoder_reaches)
+
+    @property
+    def mixer_heads(self) -> int:
+        """Groups of channels that the mixer treats alike, H."""
+        return self.heads if self.mixer == "attention" else self.convolution_heads
 
     @model_validator(mode="after")
-    def _check_divisions(self) -> Self:
-        for name in ("heads", "convolution_heads"):
-            if self.dim % getattr(self, name):
-                raise ValueError(f"dim {self.dim} is not a multiple of {name} {getattr(self, name)}")
+    def _check_sizes(self) -> Self:
+        for name, heads in (("heads", self.heads), ("the mixer's heads", self.mixer_heads)):
+            if self.dim % heads:
+                raise ValueError(f"dim {self.dim} is not a multiple of {name} {heads}")
+        if self.mixer == "attention" and self.glu:
+            raise ValueError("glu is true, but self-attention has no gate")
+        if self.mixer != "attention" and 0 in self.decoder_reaches:
+            raise ValueError("decoder_reaches holds 0, but a convolution has at least one tap")
         return self
 
 
@@ -146,24 +158,41 @@ _POLICY = f"^([1-9][0-9]*|{_PREDICTOR}(:{_THRESHOLDS})?)$"
 RESERVED_NAMES: Final = frozenset({"full", "adaptive", "confidence"})
 """Policies that are no predictor's."""
 
-PredictorKind = Literal["halting", "multinomial", "sequence"]
+PredictorKind = Literal["halting", "certainty", "multinomial", "sequence"]
+
+THRESHOLD_KINDS: Final = frozenset({"halting", "certainty"})
+"""Predictors that are asked after each block and compared with a threshold."""
 
 
 class PredictorEntry(_Record):
-    """One depth predictor, whose weights NAME.weight (rows, d) and NAME.bias (rows,) the bundle holds.
+    """One depth predictor, whose weights the bundle holds.
 
     Attributes:
         name: What users call it in a depth policy.
-        kind: Halting units; or a classifier over depths, of each token after block 1 (multinomial)
-            or of each sentence before its first token (sequence).
-        rows: Units: 1 for all blocks or one per block below N; of classifiers one per depth.
+        kind: Units that read the exit state (halting) or how certain the exit is (certainty); or a
+            classifier over depths, of each token after block 1 (multinomial) or of each sentence
+            before its first token (sequence).
+        rows: Units: one per block below N, or 1 for all blocks (halting); of classifiers one per depth.
+        hidden_dim: Width of the hidden layer of certainty units; 0 where there is none.
         training: What it was trained to tell, in words.
     """
 
     name: Annotated[str, Field(pattern=f"^{_PREDICTOR}$")]
     kind: PredictorKind
     rows: PositiveInt
+    hidden_dim: CountInt = 0
     training: str
+
+    def tensor_shapes(self, dim: int) -> dict[str, tuple[int, ...]]:
+        """Names and shapes of its weights, of a model of width ``dim``."""
+        if self.kind == "certainty":
+            return {
+                f"{self.name}.expand_weight": (self.rows, self.hidden_dim, 2),
+                f"{self.name}.expand_bias": (self.rows, self.hidden_dim),
+                f"{self.name}.contract_weight": (self.rows, self.hidden_dim),
+                f"{self.name}.contract_bias": (self.rows,),
+            }
+        return {f"{self.name}.weight": (self.rows, dim), f"{self.name}.bias": (self.rows,)}
 
     @field_validator("name")
     @classmethod
@@ -306,7 +335,7 @@ class Manifest(_Record):
         if self.predictors and blocks == 1:
             raise ValueError("there are predictors, but one decoder block leaves nothing to decide")
         for entry in self.predictors:
-            allowed = {1, blocks - 1} if entry.kind == "halting" else {blocks}
+            allowed = {"halting": {1, blocks - 1}, "certainty": {blocks - 1}}.get(entry.kind, {blocks})
             if entry.rows not in allowed:
                 expected = " or ".join(map(str, sorted(allowed)))
                 raise ValueError(f"predictor {entry.name!r} ({entry.kind}) has {entry.rows} rows, expected {expected}")

@@ -1,95 +1,179 @@
 """Where a step reads and writes in the state tensors: the engine's index arithmetic.
 
 Nothing is ever moved. Each row of a batch has a ring of cells in ``states``, and for each block and
-head a ring of K cells in ``columns``; position p lies in place p mod the ring's size, where it
-replaces the position that has just got out of reach. See ``signatures`` for the tensors' shapes.
+head a ring in each tensor that holds columns: of K cells for a convolution, of a window's cells for
+self-attention. Position p lies in place p mod the ring's size, where it replaces the position that
+has just got out of reach. Where attention reads all positions, no ring may go round: its size is a
+capacity that grows with them. See ``signatures`` for the tensors' shapes.
 """
+
+from collections.abc import Callable
 
 import numpy as np
 
-from edgeseq_runtime.arrays import IntArray
+from edgeseq_runtime.arrays import AnyArray, FloatArray, IntArray
 from edgeseq_runtime.manifest import ModelFacts
+from edgeseq_runtime.signatures import mixer_state
+
+FIRST_CAPACITY = 16
+"""Cells of a growing ring at first. A multiple of 4, and it only doubles: otherwise the last bits
+of scores and their sums would depend on the capacity, hence on a row's batch mates."""
 
 _REMEMBERED = 10_000
 """Entries after which a memo is emptied: some megabytes at usual kernel sizes."""
+
+_LONGEST_REMEMBERED = 128
+"""Positions in an entry of a memo, at most: those of rings that grow may be thousands."""
 
 
 class Layout:
     """Sizes of a model's rings, and where things lie in them.
 
     Attributes:
-        kernel_sizes: K of each block, from block 1.
-        heads: Groups of channels with taps of their own, H.
+        tensors: Names of the tensors that hold columns.
+        places: Name of the block's input that says what lies in the places of a ring.
+        ring_sizes: Cells of a ring of each block, from block 1: taps, window or capacity.
+        heads: Groups of channels, each with rings of its own, H.
         reach: Cells of a row in ``states``: the current position, and all that a block may have to
             catch up with.
+        grows: Whether any block reads all positions, so that they must be fewer than ``capacity``.
+        capacity: Cells of the rings of such blocks.
     """
 
-    def __init__(self, model: ModelFacts) -> None:
-        """Derive them from the model's facts."""
-        self.kernel_sizes = model.decoder_kernel_sizes
-        self.heads = model.convolution_heads
-        self.reach = max(self.kernel_sizes)
-        self._tap_orders = {size: self._order_taps(size) for size in set(self.kernel_sizes)}
-        # The arithmetic on a few numbers costs as much as that on many, so its results are kept.
-        self._alone: dict[tuple[int, int], tuple[IntArray, IntArray]] = {}
-        self._catch_ups: dict[tuple[int, int, int, int, int], tuple[IntArray, IntArray]] = {}
-
-    def column_cells(self, kernel_size: int, rows: IntArray, positions: IntArray) -> IntArray:
-        """Cells of ``columns``, (m, H): of each row and head the position beside it."""
-        size = self.heads * kernel_size
-        first = rows * size + positions % kernel_size
-        return first[:, None] + np.arange(0, size, kernel_size)
-
-    def rings(self, kernel_size: int, positions: IntArray) -> tuple[IntArray, IntArray]:
-        """Where all rows of a batch put their new columns, and in what order their taps read the rings.
+    def __init__(
+        self, model: ModelFacts, capacity: int = FIRST_CAPACITY, family: dict[int, "Layout"] | None = None
+    ) -> None:
+        """Derive them from the model's facts.
 
         Args:
-            kernel_size: K.
+            model: The facts.
+            capacity: Cells of rings that grow.
+            family: Layouts of the same model by their capacities, this one among them.
+        """
+        kept = mixer_state(model)
+        self.tensors, self.places = kept.tensors, kept.places
+        self.ring_sizes = [reach or capacity for reach in model.decoder_reaches]
+        self.heads = model.mixer_heads
+        self.reach = max(self.ring_sizes)
+        self.grows = 0 in model.decoder_reaches
+        self.capacity = capacity
+        self._model = model
+        self._family = {capacity: self} if family is None else family
+        self._read_places = _READERS[self.places](self.heads)
+        # The arithmetic on a few numbers costs as much as that on many, so its results are kept.
+        self._alone: dict[tuple[int, int], tuple[IntArray, AnyArray]] = {}
+        self._catch_ups: dict[tuple[int, int, int, int, int], tuple[IntArray, IntArray]] = {}
+
+    def holding(self, longest: int) -> "Layout":
+        """The layout for rows of which the farthest is at position ``longest``.
+
+        Rings double until they hold it, and shrink once it fills less than a quarter of them: not
+        sooner, or rows that come and go would have them copied to and fro.
+        """
+        if not self.grows or self.capacity // 4 <= longest < self.capacity:
+            return self
+        capacity = FIRST_CAPACITY
+        while capacity <= longest:
+            capacity *= 2
+        if capacity not in self._family:
+            self._family.setdefault(capacity, type(self)(self._model, capacity, self._family))
+        return self._family[capacity]
+
+    def column_cells(self, size: int, rows: IntArray, positions: IntArray) -> IntArray:
+        """Cells of a tensor of columns, (m, H): of each row and head the position beside it."""
+        row_size = self.heads * size
+        first = rows * row_size + positions % size
+        return first[:, None] + np.arange(0, row_size, size)
+
+    def rings(self, size: int, positions: IntArray) -> tuple[IntArray, AnyArray]:
+        """Where all rows of a batch put their new columns, and what lies in the places of their rings.
+
+        Args:
+            size: Cells of a ring.
             positions: (R,), the rows' current positions.
 
         Returns:
-            Cells of ``columns`` (R, H), and for each place of a ring the tap that reads it (R, H, K).
+            Cells (R, H), and what the block's graph takes under the name ``places``, (R, ...).
         """
         if len(positions) > 1:
-            return self._rings(kernel_size, positions)
-        key = (kernel_size, int(positions[0]) % kernel_size)
+            return self._rings(size, positions)
+        position = int(positions[0])
+        # A ring that has gone round once looks the same at every turn.
+        key = (size, position if position < size else size + position % size)
         if key not in self._alone:
-            self._alone[key] = self._rings(kernel_size, positions)
+            if size > _LONGEST_REMEMBERED:
+                return self._rings(size, positions)
+            self._alone[key] = self._rings(size, positions)
         return self._alone[key]
 
-    def catch_up(self, kernel_size: int, row: int, position: int, gap: int) -> tuple[IntArray, IntArray]:
+    def catch_up(self, size: int, row: int, position: int, gap: int) -> tuple[IntArray, IntArray]:
         """Where a row finds the copied states of its last positions, and puts the columns made of them.
 
         Args:
-            kernel_size: K.
+            size: Cells of a ring.
             row: The row.
             position: Its current position.
-            gap: How many positions before it have no column. The newest K - 1 at most are needed.
+            gap: How many positions before it have no column. The newest ``size`` - 1 at most are needed.
 
         Returns:
-            Cells of ``states`` (m,) and of ``columns`` (m · H, 1). Not to be written to.
+            Cells of ``states`` (m,) and of the columns (m · H, 1). Not to be written to.
         """
-        count = min(gap, kernel_size - 1)
-        key = (kernel_size, row, position % kernel_size, position % self.reach, count)
+        count = min(gap, size - 1)
+        key = (size, row, position % size, position % self.reach, count)
         found = self._catch_ups.get(key)  # once: another thread may empty the memo at any moment
         if found is None:
+            positions = np.arange(position - count, position)
+            columns = self.column_cells(size, np.full(count, row), positions)
+            found = row * self.reach + positions % self.reach, columns.reshape(-1, 1)
+            if count > _LONGEST_REMEMBERED:
+                return found
             if len(self._catch_ups) >= _REMEMBERED:
                 self._catch_ups.clear()
-            positions = np.arange(position - count, position)
-            columns = self.column_cells(kernel_size, np.full(count, row), positions)
-            found = row * self.reach + positions % self.reach, columns.reshape(-1, 1)
             self._catch_ups[key] = found
         return found
 
-    def _rings(self, kernel_size: int, positions: IntArray) -> tuple[IntArray, IntArray]:
-        cells = self.column_cells(kernel_size, np.arange(len(positions)), positions)
-        return cells, self._tap_orders[kernel_size].take(positions % kernel_size, axis=0)
+    def _rings(self, size: int, positions: IntArray) -> tuple[IntArray, AnyArray]:
+        cells = self.column_cells(size, np.arange(len(positions)), positions)
+        return cells, self._read_places(size, positions)
+
+
+class _TapPlaces:
+    """The tap that reads each place of a convolution's ring: (R, H, K)."""
+
+    def __init__(self, heads: int) -> None:
+        self._heads = heads
+        self._orders: dict[int, IntArray] = {}
+
+    def __call__(self, kernel_size: int, positions: IntArray) -> IntArray:
+        if kernel_size not in self._orders:
+            self._orders[kernel_size] = self._order_taps(kernel_size)
+        return self._orders[kernel_size].take(positions % kernel_size, axis=0)
 
     def _order_taps(self, kernel_size: int) -> IntArray:
         """By the place of the current position, which the last tap reads, as the one before reads the place before."""
         places = np.arange(kernel_size)
         orders = (places - places[:, None] - 1) % kernel_size  # (current place, place)
-        return np.repeat(orders[:, None], self.heads, axis=1)
+        return np.repeat(orders[:, None], self._heads, axis=1)
+
+
+class _PlaceBias:
+    """What attention adds to the scores of a ring's places, 0 or, where no position lies yet, -inf: (R, 1, 1, 1, size).
+
+    Attention does not ask in what order positions lie.
+    """
+
+    def __init__(self, heads: int) -> None:
+        del heads  # the same for all
+
+    def __call__(self, size: int, positions: IntArray) -> FloatArray:
+        held = np.arange(size) <= positions[:, None]
+        return np.where(held, np.float32(0), np.float32(-np.inf)).reshape(-1, 1, 1, 1, size)
+
+
+_READERS: dict[str, Callable[[int], Callable[[int, IntArray], AnyArray]]] = {
+    "tap_places": _TapPlaces,
+    "place_bias": _PlaceBias,
+}
 
 
 class StepPlaces:
@@ -111,9 +195,9 @@ class StepPlaces:
         """
         self._layout = layout
         self._all_positions = positions
-        # By kernel size: of all rows, and of the active ones.
-        self._rings: dict[int, tuple[IntArray, IntArray]] = {}
-        self._active_rings: dict[int, tuple[IntArray, IntArray]] = {}
+        # By ring size: of all rows, and of the active ones.
+        self._rings: dict[int, tuple[IntArray, AnyArray]] = {}
+        self._active_rings: dict[int, tuple[IntArray, AnyArray]] = {}
         rows = np.arange(len(positions))
         self._take(np.stack((rows, positions, rows * layout.reach + positions % layout.reach, positions + 1)))
 
@@ -127,23 +211,23 @@ class StepPlaces:
         self._take(self._table.take(going, axis=1))
         self._active_rings.clear()
 
-    def block_indices(self, kernel_size: int, filled: IntArray) -> dict[str, IntArray]:
-        """Give the indices of a block's graph, by the names of its inputs.
+    def block_indices(self, size: int, filled: IntArray) -> dict[str, AnyArray]:
+        """Give what a block's graph is told of places, by the names of its inputs.
 
         A row's positions since it last ran the block are pending: they have no columns yet. The
-        call makes those within the convolution's reach; older ones are dropped.
+        call makes those within the block's reach; older ones are dropped.
 
         Args:
-            kernel_size: K of the block.
+            size: Cells of one of the block's rings.
             filled: (R,), for each row the first position that has no column in the block yet.
         """
-        columns, taps = self._rings_of_active(kernel_size)
+        columns, places = self._rings_of_active(size)
         read, written = [self.own_cells.reshape(-1)], [columns]
         gaps = self.positions - filled.take(self.active)
         behind = gaps.nonzero()[0].tolist()
         for index in behind:
             row, position = self.active.item(index), self.positions.item(index)
-            cells, columns = self._layout.catch_up(kernel_size, row, position, gaps.item(index))
+            cells, columns = self._layout.catch_up(size, row, position, gaps.item(index))
             read.append(cells)
             written.append(columns)
         return {
@@ -151,16 +235,16 @@ class StepPlaces:
             "own_cells": self.own_cells,
             "read_cells": np.concatenate(read) if behind else read[0],
             "written_columns": np.concatenate(written) if behind else written[0],
-            "tap_places": taps,
+            self._layout.places: places,
         }
 
-    def _rings_of_active(self, kernel_size: int) -> tuple[IntArray, IntArray]:
-        """Cells of the active rows' new columns (n · H, 1), and the order of their taps (n, H, K)."""
-        if kernel_size not in self._active_rings:
-            if kernel_size not in self._rings:
-                self._rings[kernel_size] = self._layout.rings(kernel_size, self._all_positions)
-            columns, taps = self._rings[kernel_size]
+    def _rings_of_active(self, size: int) -> tuple[IntArray, AnyArray]:
+        """Cells of the active rows' new columns (n · H, 1), and what lies in the places of their rings (n, ...)."""
+        if size not in self._active_rings:
+            if size not in self._rings:
+                self._rings[size] = self._layout.rings(size, self._all_positions)
+            columns, places = self._rings[size]
             if len(self.active) < len(columns):
-                columns, taps = columns.take(self.active, axis=0), taps.take(self.active, axis=0)
-            self._active_rings[kernel_size] = columns.reshape(-1, 1), taps
-        return self._active_rings[kernel_size]
+                columns, places = columns.take(self.active, axis=0), places.take(self.active, axis=0)
+            self._active_rings[size] = columns.reshape(-1, 1), places
+        return self._active_rings[size]

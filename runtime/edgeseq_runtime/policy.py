@@ -24,7 +24,7 @@ import numpy as np
 
 from edgeseq_runtime.arrays import FloatArray, IntArray
 from edgeseq_runtime.manifest import ModelFacts
-from edgeseq_runtime.predictors import DepthClassifier, HaltingUnits, mean_memory
+from edgeseq_runtime.predictors import CertaintyUnits, DepthClassifier, HaltingUnits, mean_memory
 
 CONFIDENCE = "confidence"
 """The predictor that every bundle has."""
@@ -186,6 +186,31 @@ class Confidence(_Policy):
         """Stop or go on; see :class:`DepthPolicy`."""
         assert logits is not None, "this policy reads logits"
         return np.where(largest_probability(logits) > self._thresholds[block], block, self._depth)
+
+
+class Certainty(_Policy):
+    """A token stops after the first asked block whose certainty unit exceeds its threshold."""
+
+    reads_logits = True
+
+    def __init__(self, name: str, model: ModelFacts, units: CertaintyUnits, thresholds: Thresholds) -> None:
+        """Compare chi of ``units``, which are called ``name``, with ``thresholds``."""
+        super().__init__(f"{name}:{thresholds}", model)
+        self._units = units
+        self._limits = {block: np.float32(_logit(value)) for block, value in thresholds.by_block.items()}
+
+    def decides(self, block: int) -> bool:
+        """Asked blocks do; see :class:`DepthPolicy`."""
+        return block in self._limits
+
+    def plan(self, block: int, exit_states: FloatArray, logits: FloatArray | None) -> IntArray:
+        """Stop or go on; see :class:`DepthPolicy`."""
+        assert logits is not None, "this policy reads logits"
+        return np.where(self._units.logits(block, logits) > self._limits[block], block, self._depth)
+
+    def decision_flops(self, block: int) -> int:
+        """A hidden layer on two numbers, 6 per unit; see :class:`DepthPolicy`."""
+        return 6 * self._units.contract_weight.shape[1] if block in self._limits else 0
 
 
 class Multinomial(_Policy):

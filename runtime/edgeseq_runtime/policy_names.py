@@ -4,9 +4,10 @@ import math
 from collections.abc import Mapping
 
 from edgeseq_runtime.errors import PolicyError
-from edgeseq_runtime.manifest import Manifest
+from edgeseq_runtime.manifest import THRESHOLD_KINDS, Manifest
 from edgeseq_runtime.policy import (
     CONFIDENCE,
+    Certainty,
     Confidence,
     DepthPolicy,
     FixedDepth,
@@ -15,7 +16,7 @@ from edgeseq_runtime.policy import (
     SequenceDepth,
     Thresholds,
 )
-from edgeseq_runtime.predictors import HaltingUnits, Predictor
+from edgeseq_runtime.predictors import CertaintyUnits, HaltingUnits, Predictor
 
 DEFAULT_POINT = "default"
 """The operating point that ``adaptive`` stands for."""
@@ -56,7 +57,7 @@ def available_policies(manifest: Manifest) -> list[str]:
     full_depth = manifest.model.decoder_blocks
     names = ["full", "1" if full_depth == 1 else f"1 to {full_depth}"]
     for entry in manifest.predictors:
-        if entry.kind == "halting":
+        if entry.kind in THRESHOLD_KINDS:
             names.append(f"{entry.name}:T with T from 0 to 1")
         else:
             names.append(f"{entry.name} or {entry.name}:T with T from 0 to 1")
@@ -84,6 +85,8 @@ def _named_policy(
     predictor = predictors[name]
     if isinstance(predictor, HaltingUnits):
         return Halting(name, model, predictor, _thresholds(text, name, argument, manifest))
+    if isinstance(predictor, CertaintyUnits):
+        return Certainty(name, model, predictor, _thresholds(text, name, argument, manifest))
     quantile = _probability(text, argument, manifest) if argument else None
     policy = Multinomial if entry.kind == "multinomial" else SequenceDepth
     return policy(name, model, predictor, quantile)

@@ -68,7 +68,56 @@ class DepthClassifier:
         return probabilities
 
 
-Predictor = HaltingUnits | DepthClassifier
+@dataclass(frozen=True, eq=False)
+class CertaintyUnits:
+    """chi_n from how certain exit n is of its best piece: two numbers, a hidden layer, one unit; per block below N.
+
+    The numbers are the log-odds of the best piece, and its lead over the next one in
+    log-probability; both cut at +-15 and divided by 5.
+
+    Attributes:
+        expand_weight: (N - 1, hidden, 2).
+        expand_bias: (N - 1, hidden).
+        contract_weight: (N - 1, hidden).
+        contract_bias: (N - 1,).
+    """
+
+    expand_weight: FloatArray
+    expand_bias: FloatArray
+    contract_weight: FloatArray
+    contract_bias: FloatArray
+
+    def logits(self, block: int, logits: FloatArray) -> FloatArray:
+        """Compute the logits of chi_n from those of exit n, (rows, vocab): (rows,)."""
+        unit = block - 1
+        hidden = np.vecdot(certainty(logits)[:, None], self.expand_weight[unit]) + self.expand_bias[unit]
+        result: FloatArray = np.vecdot(np.maximum(hidden, 0), self.contract_weight[unit]) + self.contract_bias[unit]
+        return result
+
+    def probabilities(self, block: int, logits: FloatArray) -> FloatArray:
+        """Compute chi_n from the logits of exit n, (rows, vocab): (rows,)."""
+        chi: FloatArray = np.reciprocal(1 + np.exp(-self.logits(block, logits)), dtype=np.float32)
+        return chi
+
+
+Predictor = HaltingUnits | CertaintyUnits | DepthClassifier
+
+_MAX_CERTAINTY = np.float32(15)
+_CERTAINTY_SCALE = np.float32(5)
+
+
+def certainty(logits: FloatArray) -> FloatArray:
+    """Say how certain exits are: (rows, vocab) to (rows, 2); see :class:`CertaintyUnits`."""
+    rows = np.arange(len(logits))
+    best = logits.argmax(axis=-1)
+    highest = logits[rows, best]
+    others = logits.copy()
+    others[rows, best] = -np.inf
+    lead = highest - others.max(axis=-1)
+    rest = np.exp(others - highest[:, None]).sum(axis=-1)
+    odds = -np.log(np.maximum(rest, np.exp(-_MAX_CERTAINTY)))
+    both: FloatArray = np.stack((odds, lead), axis=-1).clip(-_MAX_CERTAINTY, _MAX_CERTAINTY)
+    return both / _CERTAINTY_SCALE
 
 
 def mean_memory(memory: FloatArray, lengths: IntArray) -> FloatArray:

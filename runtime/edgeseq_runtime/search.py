@@ -13,7 +13,7 @@ from typing import Generic, Protocol, TypeVar
 
 import numpy as np
 
-from edgeseq_runtime.arrays import FloatArray, IntArray
+from edgeseq_runtime.arrays import BoolArray, FloatArray, IntArray
 from edgeseq_runtime.policy import DepthPolicy
 from edgeseq_runtime.tokenizer import BOS_ID, EOS_ID, PAD_ID
 
@@ -35,19 +35,29 @@ class Scored(Protocol):
 class Decoder(Protocol[State]):
     """What the search needs of an engine."""
 
+    @property
+    def full_depth(self) -> int:
+        """Number of decoder blocks."""
+
     def encode(self, sources: Sequence[Sequence[int]], policy: DepthPolicy) -> State:
         """Prepare to decode sentences as the rows of one batch."""
 
     def adopt(self, state: State, rows: IntArray, other: State, other_rows: IntArray) -> None:
         """Give rows of a batch to sentences that ``other`` has prepared and not begun."""
 
-    def step(self, state: State, tokens: IntArray, parents: IntArray | None = None) -> Scored:
-        """Feed one token per row; ``parents`` names the rows that continue, None all."""
+    def step(
+        self, state: State, tokens: IntArray, parents: IntArray | None = None, depths: IntArray | None = None
+    ) -> Scored:
+        """Feed one token per row.
+
+        ``parents`` names the rows that continue, None all; ``depths`` the depth of each token, 0 for
+        the policy's choice, None for that of all.
+        """
 
 
 @dataclass(frozen=True, slots=True)
 class Hypothesis:
-    """One translation in ids.
+    """One translation in ids, without the prefix that was given.
 
     Attributes:
         tokens: Ids, eos included if it was reached within the maximum length.
@@ -71,12 +81,14 @@ class Emission:
         tokens: (rows,), the tokens chosen.
         depths: (rows,), blocks used for them.
         log_probabilities: (rows,), None unless asked for.
+        forced: bool (rows,), True where the token is one of a prefix; None where none is.
     """
 
     sentences: IntArray
     tokens: IntArray
     depths: IntArray
     log_probabilities: FloatArray | None
+    forced: BoolArray | None
 
 
 def output_limit(source_pieces: int) -> int:
@@ -94,6 +106,7 @@ def greedy(
     policy: DepthPolicy,
     max_lengths: Sequence[int],
     *,
+    prefixes: Sequence[Sequence[int]] | None = None,
     rows: int | None = None,
     want_scores: bool = False,
 ) -> list[Hypothesis]:
@@ -104,6 +117,8 @@ def greedy(
         sources: Ids of each sentence, eos included. Those of similar length belong together.
         policy: Decides depths.
         max_lengths: Most tokens of each translation, eos included; at least 1.
+        prefixes: Ids that each translation begins with, fed at full depth; they do not count as
+            tokens of the result. None: none has any.
         rows: Sentences decoded at once; None means all of them.
         want_scores: Whether to compute log-probabilities, which costs a pass over all logits.
 
@@ -113,14 +128,17 @@ def greedy(
     tokens: list[list[int]] = [[] for _ in sources]
     depths: list[list[int]] = [[] for _ in sources]
     scores: list[list[float]] = [[] for _ in sources]
-    for step in greedy_steps(decoder, sources, policy, max_lengths, rows=rows, want_scores=want_scores):
+    steps = greedy_steps(decoder, sources, policy, max_lengths, prefixes=prefixes, rows=rows, want_scores=want_scores)
+    for step in steps:
+        chosen = slice(None) if step.forced is None else ~step.forced
+        sentences = step.sentences[chosen].tolist()
         for sentence, token, depth in zip(
-            step.sentences.tolist(), step.tokens.tolist(), step.depths.tolist(), strict=True
+            sentences, step.tokens[chosen].tolist(), step.depths[chosen].tolist(), strict=True
         ):
             tokens[sentence].append(token)
             depths[sentence].append(depth)
         if step.log_probabilities is not None:
-            for sentence, value in zip(step.sentences.tolist(), step.log_probabilities.tolist(), strict=True):
+            for sentence, value in zip(sentences, step.log_probabilities[chosen].tolist(), strict=True):
                 scores[sentence].append(value)
     if not want_scores:
         return [Hypothesis(ids, used, None) for ids, used in zip(tokens, depths, strict=True)]
@@ -136,6 +154,7 @@ def greedy_steps(
     policy: DepthPolicy,
     max_lengths: Sequence[int],
     *,
+    prefixes: Sequence[Sequence[int]] | None = None,
     rows: int | None = None,
     want_scores: bool = False,
 ) -> Iterator[Emission]:
@@ -144,17 +163,27 @@ def greedy_steps(
     Pad and bos are never chosen.
     """
     rows = len(sources) if rows is None else min(rows, len(sources))
+    prefix = Prefixes(prefixes) if prefixes is not None and any(prefixes) else None
     limits = np.asarray(max_lengths, dtype=np.int64)
+    if prefix is not None:
+        limits = limits + prefix.lengths
     waiting = Waiting(decoder, sources, policy, rows)
     state, sentences = waiting.take_batch()
     tokens = np.full(rows, BOS_ID, dtype=np.int64)
     generated = np.zeros(rows, dtype=np.int64)
     parents: IntArray | None = None
     while len(sentences):
-        step = decoder.step(state, tokens, parents)
-        generated += 1
+        forced = None if prefix is None else generated < prefix.lengths[sentences]
+        if forced is None or not forced.any():
+            forced = None
+            step = decoder.step(state, tokens, parents)
+        else:
+            step = decoder.step(state, tokens, parents, np.where(forced, decoder.full_depth, 0))
         tokens, log_probabilities = _choose(step.logits, want_scores=want_scores)
-        yield Emission(sentences, tokens, step.depths, log_probabilities)
+        if prefix is not None and forced is not None:
+            tokens = np.where(forced, prefix.take(sentences, generated), tokens)
+        generated += 1
+        yield Emission(sentences, tokens, step.depths, log_probabilities, forced)
         ended = ((tokens == EOS_ID) | (generated >= limits[sentences])).nonzero()[0]
         parents = None
         if len(ended):
@@ -165,6 +194,26 @@ def greedy_steps(
         if len(ended):
             parents = np.delete(np.arange(len(sentences)), ended)
             sentences, tokens, generated = sentences[parents], tokens[parents], generated[parents]
+
+
+class Prefixes:
+    """Tokens that translations have to begin with.
+
+    Attributes:
+        lengths: (sentences,), how many each has.
+    """
+
+    def __init__(self, prefixes: Sequence[Sequence[int]]) -> None:
+        """Lay them out as a table."""
+        self.lengths = np.array([len(prefix) for prefix in prefixes], dtype=np.int64)
+        self._tokens = np.full((len(prefixes), int(self.lengths.max(initial=0))), PAD_ID, dtype=np.int64)
+        for row, prefix in zip(self._tokens, prefixes, strict=True):
+            row[: len(prefix)] = prefix
+
+    def take(self, sentences: IntArray, positions: IntArray) -> IntArray:
+        """Each sentence's token at a position, both (rows,); anything behind the prefix's end."""
+        tokens: IntArray = self._tokens[sentences, np.minimum(positions, self._tokens.shape[1] - 1)]
+        return tokens
 
 
 class Waiting(Generic[State]):

@@ -9,12 +9,38 @@ replaced; an output called ``next_X`` has the shape of the input ``X`` and may s
 Axis names: ``rows`` sentences (or hypotheses) of the batch, ``source`` padded source length,
 ``active`` rows that run a block, ``read`` cells that it reads: one per active row, and one per
 copied state that it turns into a column; ``written`` parts of columns, one per head, that it makes
-of them; ``cells`` and ``column_cells`` vectors of a state tensor.
+of them; ``cells`` and ``column_cells`` vectors of a state tensor; ``places`` of a ring that grows.
 """
 
 from dataclasses import dataclass
 
 from edgeseq_runtime.manifest import DType, GraphRole, ModelFacts, TensorSpec
+
+
+@dataclass(frozen=True)
+class MixerState:
+    """What decoder blocks keep of earlier positions, by the names that their graphs give it.
+
+    Attributes:
+        tensors: State tensors that hold the columns, in rings, (column_cells, d/H) each.
+        places: The input that says what lies in the places of a ring.
+    """
+
+    tensors: tuple[str, ...]
+    places: str
+
+
+_CONVOLUTION = MixerState(("columns",), "tap_places")
+_MIXER_STATES = {
+    "dynamic": _CONVOLUTION,
+    "lightweight": _CONVOLUTION,
+    "attention": MixerState(("keys", "values"), "place_bias"),
+}
+
+
+def mixer_state(model: ModelFacts) -> MixerState:
+    """What the decoder blocks of a model keep of earlier positions."""
+    return _MIXER_STATES[model.mixer]
 
 
 @dataclass(frozen=True)
@@ -39,9 +65,9 @@ class GraphSignature:
 def expected_signatures(model: ModelFacts) -> list[GraphSignature]:
     """Signatures of all graphs of a bundle, in the order in which an engine uses them."""
     signatures = [_encoder(model), _embed(model)]
-    for block, kernel_size in enumerate(model.decoder_kernel_sizes, start=1):
+    for block, reach in enumerate(model.decoder_reaches, start=1):
         signatures.append(_cross(model, block))
-        signatures.append(_block(model, block, kernel_size))
+        signatures.append(_block(model, block, reach))
     if model.head == "tied":
         signatures.append(_head(model, None))
     else:
@@ -103,8 +129,13 @@ def _cross(model: ModelFacts, block: int) -> GraphSignature:
     )
 
 
-def _block(model: ModelFacts, block: int, kernel_size: int) -> GraphSignature:
-    column_dim = model.dim // model.convolution_heads
+def _block(model: ModelFacts, block: int, reach: int) -> GraphSignature:
+    column_dim = model.dim // model.mixer_heads
+    kept = mixer_state(model)
+    places = {
+        "tap_places": _index("tap_places", "active", model.mixer_heads, reach),
+        "place_bias": _tensor("place_bias", "active", 1, 1, 1, reach or "places"),
+    }
     return GraphSignature(
         f"block_{block}.onnx",
         "block",
@@ -112,19 +143,19 @@ def _block(model: ModelFacts, block: int, kernel_size: int) -> GraphSignature:
         (
             _tensor("states", "cells", model.dim),
             _tensor("exit_states", "rows", model.dim),
-            _tensor("columns", "column_cells", column_dim),
+            *(_tensor(name, "column_cells", column_dim) for name in kept.tensors),
             *_cross_tensors(model),
             _tensor("source_bias", "rows", 1, 1, "source"),
             _index("active_rows", "active", 1),
             _index("own_cells", "active", 1),
             _index("read_cells", "read"),
             _index("written_columns", "written", 1),
-            _index("tap_places", "active", model.convolution_heads, kernel_size),
+            places[kept.places],
         ),
         (
             _tensor("next_states", "cells", model.dim),
             _tensor("next_exit_states", "rows", model.dim),
-            _tensor("next_columns", "column_cells", column_dim),
+            *(_tensor(f"next_{name}", "column_cells", column_dim) for name in kept.tensors),
         ),
     )
 

@@ -29,32 +29,39 @@ class BlockState:
     """What one decoder block needs of the past. Source keys and values come when rows first enter it.
 
     Attributes:
-        columns: (R · H · K, d/H), a ring of K columns per row and head; zeros before the start.
+        tensors: What is kept of earlier positions, by the names of the graph's inputs:
+            (R · H · C, d/H), per row and head a ring of C cells; zeros before the start.
         filled: (R,), first position of each row that has no column yet.
         entered: (R,), rows whose source keys and values are there.
         all_entered: Whether ``entered`` is all True.
         cross: Keys (R, H, d/H, S) and values (R, H, S, d/H) of the source; None until a row enters.
     """
 
-    columns: FloatArray
+    tensors: dict[str, FloatArray]
     filled: IntArray
     entered: BoolArray
     all_entered: bool = False
     cross: tuple[FloatArray, FloatArray] | None = None
 
     @classmethod
-    def before_start(cls, rows: int, heads: int, kernel_size: int, dim: int) -> "BlockState":
-        """Nothing has run yet."""
+    def before_start(cls, layout: Layout, size: int, rows: int, dim: int) -> "BlockState":
+        """Nothing has run yet; a ring has ``size`` cells."""
+        shape = (rows * layout.heads * size, dim // layout.heads)
         return cls(
-            columns=np.zeros((rows * heads * kernel_size, dim // heads), dtype=np.float32),
+            tensors={name: np.zeros(shape, dtype=np.float32) for name in layout.tensors},
             filled=np.zeros(rows, dtype=np.int64),
             entered=np.zeros(rows, dtype=np.bool_),
         )
 
     def select(self, rows: IntArray) -> None:
         """Keep, repeat and reorder what rows have decoded."""
-        self.columns = _select_cells(self.columns, len(self.filled), rows)
+        count = len(self.filled)
+        self.tensors = {name: _select_cells(tensor, count, rows) for name, tensor in self.tensors.items()}
         self.filled = self.filled[rows]
+
+    def resize_rings(self, size: int, new_size: int) -> None:
+        """Give rings of ``size`` cells, which have not gone round, another size."""
+        self.tensors = {name: _resize_rings(tensor, size, new_size) for name, tensor in self.tensors.items()}
 
     def select_sources(self, rows: IntArray) -> None:
         """Keep, repeat and reorder what rows have of their sources."""
@@ -65,7 +72,8 @@ class BlockState:
 
     def adopt(self, rows: IntArray, other: "BlockState", other_rows: IntArray) -> None:
         """Take rows back to before the start, with the source of rows of another state."""
-        self.columns.reshape(len(self.filled), -1)[rows] = 0
+        for tensor in self.tensors.values():
+            tensor.reshape(len(self.filled), -1)[rows] = 0
         self.filled[rows] = 0
         self.entered[rows] = False
         if self.cross is not None and other.cross is not None:
@@ -86,6 +94,7 @@ class DecoderState:
     """One batch in the middle of its decoding. Made by ``Engine.encode``, advanced by its ``step``.
 
     Attributes:
+        layout: Sizes of the rings, and where things lie in them.
         policy: Decides each token's depth.
         memory: (R, S, d), the encoder's output.
         source_bias: (R, 1, 1, S), 0 at source tokens, -inf at padding.
@@ -100,6 +109,7 @@ class DecoderState:
         bound: Graphs bound to the arrays above, made as they are needed.
     """
 
+    layout: Layout
     policy: DepthPolicy
     memory: FloatArray
     source_bias: FloatArray
@@ -126,6 +136,7 @@ class DecoderState:
         rows, _, dim = memory.shape
         limits = policy.limits(memory, lengths)
         return cls(
+            layout=layout,
             policy=policy,
             memory=memory,
             source_bias=source_bias,
@@ -135,9 +146,7 @@ class DecoderState:
             positions=np.zeros(rows, dtype=np.int64),
             states=np.zeros((rows * layout.reach, dim), dtype=np.float32),
             exit_states=np.zeros((rows, dim), dtype=np.float32),
-            blocks=[
-                BlockState.before_start(rows, layout.heads, kernel_size, dim) for kernel_size in layout.kernel_sizes
-            ],
+            blocks=[BlockState.before_start(layout, size, rows, dim) for size in layout.ring_sizes],
         )
 
     @property
@@ -159,6 +168,18 @@ class DecoderState:
         # Hypotheses that change places within their sentence leave its keys and values where they are.
         if len(rows) != self.rows or (self.sentences[rows] != self.sentences).any():
             self._select_sources(rows)
+
+    def fit_rings(self) -> None:
+        """Let rings that must hold all positions follow the farthest row."""
+        old = self.layout
+        new = old.holding(int(self.positions.max()))
+        if new is old:
+            return
+        self.layout = new
+        self.states = _resize_rings(self.states, old.reach, new.reach)
+        for block, size, new_size in zip(self.blocks, old.ring_sizes, new.ring_sizes, strict=True):
+            if size != new_size:
+                block.resize_rings(size, new_size)
 
     def _select_sources(self, rows: IntArray) -> None:
         self.memory = self.memory.take(rows, axis=0)
@@ -202,6 +223,12 @@ def _select_cells(cells: FloatArray, rows: int, selected: IntArray) -> FloatArra
     """Select rows of a tensor that holds several cells per row, in order."""
     kept = cells.reshape(rows, -1).take(selected, axis=0)
     return kept.reshape(-1, cells.shape[1])
+
+
+def _resize_rings(cells: FloatArray, size: int, new_size: int) -> FloatArray:
+    """Cut or pad the rings of a tensor that holds nothing else."""
+    dim = cells.shape[1]
+    return _resize(cells.reshape(-1, size, dim), 1, new_size).reshape(-1, dim)
 
 
 def _resize(array: FloatArray, axis: int, length: int, fill: float = 0.0) -> FloatArray:

@@ -50,6 +50,7 @@ class Translation:
         source_pieces: Pieces of the input that were translated, EOS included; 0 for blank input.
         token_scores: Log-probability of each token; None where ``score`` is.
         alternatives: The other hypotheses of an n-best beam, best first.
+        prefix: Pieces of the beginning that was given; ``text`` starts with them, ``tokens`` does not.
     """
 
     text: str
@@ -59,6 +60,7 @@ class Translation:
     source_pieces: int
     token_scores: list[float] | None = None
     alternatives: list["Translation"] = field(default_factory=list)
+    prefix: list[str] = field(default_factory=list)
 
 
 @dataclass(frozen=True, slots=True)
@@ -158,6 +160,7 @@ class Translator:
         max_length: int | None = ...,
         scores: bool = ...,
         beam: int | BeamOptions = ...,
+        prefix: str = ...,
     ) -> Translation: ...
 
     @overload
@@ -170,6 +173,7 @@ class Translator:
         max_length: int | None = ...,
         scores: bool = ...,
         beam: int | BeamOptions = ...,
+        prefix: list[str] | None = ...,
     ) -> list[Translation]: ...
 
     def translate(
@@ -181,6 +185,7 @@ class Translator:
         max_length: int | None = None,
         scores: bool = False,
         beam: int | BeamOptions = 1,
+        prefix: str | list[str] | None = None,
     ) -> Translation | list[Translation]:
         """Translate one text, or a list of texts.
 
@@ -193,6 +198,8 @@ class Translator:
                 ``max(10, 2 * source pieces + 10)``.
             scores: Whether to compute scores. A beam always does.
             beam: Hypotheses kept per sentence, or all settings of a beam search; 1 is greedy search.
+            prefix: What the translation has to begin with, whole words best; of a list of texts one
+                for each. It is fed at full depth, and counts in no length, depth or score.
 
         Returns:
             One Translation for a str, a list in the same order for a list.
@@ -208,7 +215,13 @@ class Translator:
             )
         results = list(
             self.translate_iter(
-                lines, batch_size=batch_size, depth=depth, max_length=max_length, scores=scores, beam=beam
+                lines,
+                batch_size=batch_size,
+                depth=depth,
+                max_length=max_length,
+                scores=scores,
+                beam=beam,
+                prefixes=[prefix] if isinstance(prefix, str) else prefix,
             )
         )
         return results[0] if isinstance(text, str) else results
@@ -222,17 +235,19 @@ class Translator:
         max_length: int | None = None,
         scores: bool = False,
         beam: int | BeamOptions = 1,
+        prefixes: Iterable[str] | None = None,
     ) -> Iterator[Translation]:
         """Translate any number of lines in bounded memory, in order.
 
         Reads up to WINDOW_BATCHES * batch_size lines ahead and decodes lines of similar length
         together. With a batch size of 1 nothing is read ahead. Arguments and errors are those of
-        :meth:`translate`; settings are checked at once, lines when they are reached.
+        :meth:`translate`, with a prefix for each line; settings are checked at once, lines when
+        they are reached.
         """
         if isinstance(lines, str):
             raise InputError(f"expected an iterable of lines, got the str {lines[:_SHOWN_CHARACTERS]!r}")
         options = self._options(batch_size, depth, max_length, beam, scores=scores)
-        return self._translate_windows(iter(lines), options)
+        return self._translate_windows(_with_prefixes(lines, prefixes), options)
 
     def stream(self, text: str, *, depth: str | int | None = None, max_length: int | None = None) -> Iterator[str]:
         """Translate one text, giving pieces of it as they are produced.
@@ -279,42 +294,52 @@ class Translator:
             del ids[MAX_SOURCE_PIECES:]
         return [*ids, EOS_ID]
 
-    def _translate_windows(self, lines: Iterator[str], options: _Options) -> Iterator[Translation]:
+    def _translate_windows(self, lines: Iterator[tuple[str, str]], options: _Options) -> Iterator[Translation]:
         size = options.batch_size
         window_size = size * WINDOW_BATCHES if size > 1 else 1
         while window := list(itertools.islice(lines, window_size)):
-            yield from self._translate_window([self._source_ids(line) for line in window], options)
+            sources = [self._source_ids(line) for line, _ in window]
+            prefixes = [self._bundle.tokenizer.encode(prefix) for _, prefix in window]
+            yield from self._translate_window(sources, prefixes, options)
 
-    def _translate_window(self, sources: list[list[int]], options: _Options) -> Iterator[Translation]:
+    def _translate_window(
+        self, sources: list[list[int]], prefixes: list[list[int]], options: _Options
+    ) -> Iterator[Translation]:
         """Decode sentences of similar length together, and give results in the order of the lines."""
         results: dict[int, Translation] = {}
         hypotheses_each = options.beam.size
         for group, places in _groups([len(source) for source in sources], options.batch_size, hypotheses_each):
-            chosen = [sources[index] for index in group]
-            for index, source, hypotheses in zip(group, chosen, self._search(chosen, places, options), strict=True):
-                results[index] = self._translation(source, hypotheses)
+            found = self._search(
+                [sources[index] for index in group], [prefixes[index] for index in group], places, options
+            )
+            for index, hypotheses in zip(group, found, strict=True):
+                results[index] = self._translation(sources[index], prefixes[index], hypotheses)
         blank = Translation(text="", tokens=[], depths=[], score=None, source_pieces=0)
         for index in range(len(sources)):
             yield results.pop(index, blank)
 
-    def _search(self, sources: list[list[int]], places: int, options: _Options) -> list[list[Hypothesis]]:
+    def _search(
+        self, sources: list[list[int]], prefixes: list[list[int]], places: int, options: _Options
+    ) -> list[list[Hypothesis]]:
         """Decode sentences: the hypotheses of each, best first."""
+        engine, policy = self._engine, options.policy
         limits = [options.limit(source) for source in sources]
         if not options.greedy:
-            return beam_search(self._engine, sources, options.policy, limits, options.beam, places=places)
-        best = greedy(self._engine, sources, options.policy, limits, rows=places, want_scores=options.scores)
+            return beam_search(engine, sources, policy, limits, options.beam, prefixes=prefixes, places=places)
+        best = greedy(engine, sources, policy, limits, prefixes=prefixes, rows=places, want_scores=options.scores)
         return [[hypothesis] for hypothesis in best]
 
-    def _translation(self, source: list[int], hypotheses: list[Hypothesis]) -> Translation:
+    def _translation(self, source: list[int], prefix: list[int], hypotheses: list[Hypothesis]) -> Translation:
         tokenizer = self._bundle.tokenizer
         best, *others = [
             Translation(
-                text=tokenizer.decode(hypothesis.tokens),
+                text=tokenizer.decode([*prefix, *hypothesis.tokens]),
                 tokens=tokenizer.pieces(hypothesis.tokens),
                 depths=hypothesis.depths,
                 score=hypothesis.score,
                 source_pieces=len(source),
                 token_scores=hypothesis.token_scores,
+                prefix=tokenizer.pieces(prefix),
             )
             for hypothesis in hypotheses
         ]
@@ -335,6 +360,22 @@ class Translator:
         rest = self._bundle.tokenizer.decode(tokens)[len(given) :]
         if rest:
             yield rest
+
+
+def _with_prefixes(lines: Iterable[str], prefixes: Iterable[str] | None) -> Iterator[tuple[str, str]]:
+    """Pair lines with their prefixes, empty ones where there are none.
+
+    Raises:
+        InputError: There are more of one than of the other; when that is reached.
+    """
+    if prefixes is None:
+        yield from ((line, "") for line in lines)
+        return
+    for number, (line, prefix) in enumerate(itertools.zip_longest(lines, prefixes), start=1):
+        if line is None or prefix is None:
+            lacking, having = ("line", "prefix") if line is None else ("prefix", "line")
+            raise InputError(f"{having} {number} has no {lacking}: give one prefix for each line, blank for none")
+        yield line, prefix
 
 
 def _beam_options(beam: int | BeamOptions) -> BeamOptions:

@@ -32,6 +32,12 @@ def test_translator_needs_nothing_of_training() -> None:
     assert not loaded & TRAINING
 
 
+def test_translating_and_selecting_for_a_student_needs_no_torch() -> None:
+    loaded = loaded_by("import edgeseq.distillation.run")
+    assert {"edgeseq", "edgeseq_runtime", "sacrebleu"} <= loaded
+    assert not loaded & (TRAINING - {"edgeseq"})
+
+
 def test_runtime_package_itself_loads_no_dependency() -> None:
     loaded = loaded_by("import edgeseq_runtime")
     assert not loaded & (TRAINING | HEAVY)

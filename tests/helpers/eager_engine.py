@@ -13,7 +13,7 @@ from edgeseq_runtime.state import DecoderState
 class EagerEngine(Engine):
     """After each step, computes the column of every block that each row skipped, needed or not.
 
-    It calls the block's graph on no row at all, only for the columns.
+    It runs the block as if the rows had gone on, and keeps nothing of that but the columns.
 
     Attributes:
         backfilled: Columns computed so far.
@@ -42,33 +42,38 @@ class EagerEngine(Engine):
     def _fill(self, state: DecoderState, block: int, rows: IntArray) -> None:
         """Make the columns of rows at the position that has just been decoded."""
         facts, past = self._facts, state.blocks[block - 1]
-        taps, heads, reach = (
-            facts.decoder_kernel_sizes[block - 1],
-            facts.convolution_heads,
-            max(facts.decoder_kernel_sizes),
-        )
+        heads = facts.mixer_heads
+        size = len(next(iter(past.tensors.values()))) // (state.rows * heads)
+        reach = len(state.states) // state.rows
         positions = state.positions[rows] - 1
         assert (past.filled[rows] == positions).all(), "the engine has run a block that it reports as skipped"
         written = [
-            (row * heads + head) * taps + position % taps
+            (row * heads + head) * size + position % size
             for row, position in zip(rows.tolist(), positions.tolist(), strict=True)
             for head in range(heads)
         ]
         head_dim, source = facts.dim // facts.heads, state.source_bias.shape[3]
-        nobody = np.zeros((0, 1), dtype=np.int64)
+        cells = rows * reach + positions % reach
+        # What the taps meet and which places attention reads is of no consequence to the columns.
+        places: dict[str, AnyArray] = (
+            {"place_bias": np.zeros((len(rows), 1, 1, 1, size), dtype=np.float32)}
+            if facts.mixer == "attention"
+            else {"tap_places": np.zeros((len(rows), heads, size), dtype=np.int64)}
+        )
         feed: dict[str, AnyArray] = {
             "states": state.states,
             "exit_states": state.exit_states,
-            "columns": past.columns,
+            **past.tensors,
             "cross_key": np.zeros((state.rows, facts.heads, head_dim, source), dtype=np.float32),
             "cross_value": np.zeros((state.rows, facts.heads, source, head_dim), dtype=np.float32),
             "source_bias": state.source_bias,
-            "active_rows": nobody,
-            "own_cells": nobody,
-            "read_cells": rows * reach + positions % reach,
+            "active_rows": rows[:, None],
+            "own_cells": cells[:, None],
+            "read_cells": cells,
             "written_columns": np.array(written)[:, None],
-            "tap_places": np.zeros((0, heads, taps), dtype=np.int64),
+            **places,
         }
-        past.columns[:] = self._graphs["block", block].run(feed)[2]
+        for tensor, made in zip(past.tensors.values(), self._graphs["block", block].run(feed)[2:], strict=True):
+            tensor[:] = made
         past.filled[rows] = positions + 1
         self.backfilled += len(rows)

@@ -62,7 +62,7 @@ class NaiveDecoder:
         memory = self._run("encoder", source=ids, padding_mask=mask)[0]
         bias = np.where(mask, -np.inf, 0).astype(np.float32)[None, None]
         crosses = [self._run(f"cross_{block}", memory=memory) for block in range(1, self._model.decoder_blocks + 1)]
-        columns: list[list[Array]] = [[] for _ in crosses]
+        columns: list[list[list[Array]]] = [[] for _ in crosses]
         result = []
         for position, (token, depth) in enumerate(zip(tokens, depths, strict=True)):
             x = self._embed(token, position)
@@ -82,36 +82,46 @@ class NaiveDecoder:
         return self._run("embed", tokens=tokens, position_vectors=vector, states=empty, own_cells=cell)[0]
 
     def _block(
-        self, block: int, x: Array, past: list[Array], cross: list[Array], bias: Array
-    ) -> tuple[Array, Array, Array]:
-        """Next state, exit state and new column of one position; ``past`` holds the columns of all before it."""
-        dim, heads = self._model.dim, self._model.convolution_heads
-        taps = self._model.decoder_kernel_sizes[block - 1]
+        self, block: int, x: Array, past: list[list[Array]], cross: list[Array], bias: Array
+    ) -> tuple[Array, Array, list[Array]]:
+        """Next state, exit state and new column of one position; ``past`` holds the columns of all before it.
+
+        A column is a list of vectors, one for each tensor that holds columns.
+        """
+        dim, heads = self._model.dim, self._model.mixer_heads
+        attention = self._model.mixer == "attention"
+        names = ["keys", "values"] if attention else ["columns"]
+        # Where all positions are read, any multiple of 4 gives the same bits, here another than the engine's.
+        size = self._model.decoder_reaches[block - 1] or 4 * (len(past) // 4 + 1)
         # The order in which a ring's products are summed is a matter of bits, so position p has its place here too.
-        ring = np.zeros((heads, taps, dim // heads), dtype=np.float32)
-        order = np.zeros((1, heads, taps), dtype=np.int64)
-        for tap in range(taps):
-            position = len(past) - (taps - 1) + tap
-            order[:, :, position % taps] = tap
+        rings = [np.zeros((heads, size, dim // heads), dtype=np.float32) for _ in names]
+        order = np.zeros((1, heads, size), dtype=np.int64)
+        unread = np.full((1, 1, 1, 1, size), -np.inf, dtype=np.float32)
+        for tap in range(size):
+            position = len(past) - (size - 1) + tap
+            order[:, :, position % size] = tap
+            if position >= 0:
+                unread[..., position % size] = 0
             if 0 <= position < len(past):
-                ring[:, position % taps] = past[position].reshape(heads, -1)
-        own_place = len(past) % taps
+                for ring, vector in zip(rings, past[position], strict=True):
+                    ring[:, position % size] = vector.reshape(heads, -1)
+        own_place = len(past) % size
         first = np.zeros((1, 1), dtype=np.int64)
-        next_x, exit_state, rings = self._run(
+        next_x, exit_state, *written = self._run(
             f"block_{block}",
             states=x,
             exit_states=np.zeros_like(x),
-            columns=ring.reshape(heads * taps, -1),
+            **{name: ring.reshape(heads * size, -1) for name, ring in zip(names, rings, strict=True)},
             cross_key=cross[0],
             cross_value=cross[1],
             source_bias=bias,
             active_rows=first,
             own_cells=first,
             read_cells=first[0],
-            written_columns=np.array([[head * taps + own_place] for head in range(heads)]),
-            tap_places=order,
+            written_columns=np.array([[head * size + own_place] for head in range(heads)]),
+            **({"place_bias": unread} if attention else {"tap_places": order}),
         )
-        return next_x, exit_state, rings.reshape(heads, taps, -1)[:, own_place].reshape(dim)
+        return next_x, exit_state, [ring.reshape(heads, size, -1)[:, own_place].reshape(dim) for ring in written]
 
     def _position_vector(self, position: int) -> Array:
         """Sines of growing wavelength, then their cosines, in the float32 arithmetic of the runtime."""

@@ -79,13 +79,13 @@ def tiny_facts(**changes: object) -> ModelFacts:
         "heads": 2,
         "vocab_size": VOCAB_SIZE,
         "encoder_blocks": 1,
-        "decoder_kernel_sizes": [3, 5, 1, 7],
+        "decoder_reaches": [3, 5, 1, 7],
         "head": "tied",
         "norm": "pre",
         "halting": "per_block",
         "parameters": 1000,
         "feed_forward_dim": 32,
-        "convolution": "dynamic",
+        "mixer": "dynamic",
         "glu": True,
         "convolution_heads": 4,
     }
@@ -110,20 +110,22 @@ def tiny_model(*, seed: int = 1, **changes: object) -> Seq2Seq:
 
 
 def _config(facts: ModelFacts) -> ModelConfig:
-    def stack(kernel_sizes: list[int]) -> StackConfig:
+    reaches = "windows" if facts.mixer == "attention" else "kernel_sizes"
+
+    def stack(numbers: list[int]) -> StackConfig:
         return StackConfig(
-            kernel_sizes=kernel_sizes,
-            convolution=facts.convolution,
+            mixer=facts.mixer,
             convolution_heads=facts.convolution_heads,
             feed_forward_dim=facts.feed_forward_dim,
             glu=facts.glu,
+            **{reaches: numbers},
         )
 
     return ModelConfig(
         dim=facts.dim,
         attention_heads=facts.heads,
-        encoder=stack([3] * facts.encoder_blocks),
-        decoder=stack(facts.decoder_kernel_sizes),
+        encoder=stack([0 if facts.mixer == "attention" else 3] * facts.encoder_blocks),
+        decoder=stack(facts.decoder_reaches),
         norm=facts.norm,
         head=facts.head,
         tied_embeddings=False,  # or each token's best successor would be itself

@@ -14,14 +14,17 @@ from markdown_blocks import find_blocks
 REPOSITORY = Path(__file__).resolve().parents[2]
 PAGES = [REPOSITORY / "README.md", REPOSITORY / "export" / "README.md", REPOSITORY / "runtime" / "README.md"]
 
-# A shell function in place of the command: the same program, and training of some seconds.
+# A shell function in place of the command: the same program, and training of some seconds on what a teacher makes of
+# some lines.
 SHELL = """
 set -euo pipefail
 edgeseq() {{
-    if [ "$1" = train ]; then
-        command "{program}" "$@" --set training.epochs=0.2 --set halting.epochs=0.2 --set training.valid_sentences=10 \\
-            --set model.dim=32 --set "model.decoder.kernel_sizes=[3,5]" --set "model.encoder.kernel_sizes=[3]" \\
-            --set data.vocab_size=500
+    local few=""
+    if [ "$1" = distill ]; then few="--src few.en --tgt few.de"; fi
+    if [ "$1" = train ] || [ "$1" = distill ]; then
+        command "{program}" "$@" $few --set training.epochs=0.2 --set halting.epochs=0.2 \\
+            --set training.valid_sentences=10 --set model.dim=32 --set "model.decoder.kernel_sizes=[3,5]" \\
+            --set "model.encoder.kernel_sizes=[3]" --set data.vocab_size=500
     else
         command "{program}" "$@"
     fi
@@ -31,12 +34,15 @@ edgeseq() {{
 
 
 @pytest.fixture(scope="module")
-def folder(bundle: Path, run: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+def folder(bundle: Path, run: Path, corpus_config: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A folder in which the pages' file names exist."""
     folder = tmp_path_factory.mktemp("docs")
     (folder / "examples").symlink_to(REPOSITORY / "examples")
     (folder / "en-de.bundle").symlink_to(bundle)
     (folder / "runs").mkdir()
+    for language in ("en", "de"):
+        lines = corpus_config.with_name(f"train.{language}").read_text(encoding="utf-8").split("\n")[:1000]
+        (folder / f"few.{language}").write_text("\n".join(lines) + "\n", encoding="utf-8")
     return folder
 
 

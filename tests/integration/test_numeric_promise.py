@@ -115,7 +115,7 @@ def test_lazy_equals_eager_over_long_random_depths(loaded: Bundle, sentences: li
     assert np.array_equal(lazy_logits, eager_logits)
     assert eager.backfilled == sum((depths < block).sum() for block in range(2, facts.decoder_blocks + 1))
     assert set(np.unique(depths)) == {1, 2, 3, 4}, "not every depth occurred"
-    reach = max(facts.decoder_kernel_sizes[1:]) - 1
+    reach = max(facts.decoder_reaches[1:]) - 1
     assert any(
         depths[step, row] == 4 and (depths[max(0, step - reach - 1) : step, row] == 1).all()
         for step in range(reach + 1, len(depths))

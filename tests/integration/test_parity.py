@@ -13,6 +13,7 @@ from onnx import numpy_helper
 from torch import Tensor
 
 from edgeseq.models import Seq2Seq
+from edgeseq.modules import ConvolutionUnit
 from edgeseq.modules.embedding import sinusoid
 from edgeseq.training.run import load_run
 from edgeseq_export import ExportError, bundle_writer, export_run
@@ -21,13 +22,14 @@ from edgeseq_export.graph_writer import IR_VERSION, OPSET
 from edgeseq_export.graphs import BlockGraph, GraphPart, split_model
 from edgeseq_export.onnx_graphs import write_graph
 from edgeseq_export.parity import TOLERANCE, compare_graph, failed_rows
-from edgeseq_runtime.arrays import IntArray
+from edgeseq_runtime.arrays import AnyArray, IntArray
 from edgeseq_runtime.bundle import Bundle, load_bundle
 from edgeseq_runtime.engine import Engine
 from edgeseq_runtime.places import Layout
 from edgeseq_runtime.policy import HaltingUnits
 from edgeseq_runtime.sinusoids import Sinusoids
 from edgeseq_runtime.tokenizer import EOS_ID
+from graph_checks import late_reads
 
 ONE_OF_EACH_KIND = ["encoder.onnx", "embed.onnx", "cross_2.onnx", "block_3.onnx", "head.onnx"]
 
@@ -67,7 +69,9 @@ def perturb(graph: onnx.ModelProto, weight: Tensor | None = None, share: float =
 def in_projection(part: GraphPart) -> Tensor:
     """The weight of a block's in-projection, as its graph stores it."""
     assert isinstance(part.module, BlockGraph)
-    return part.module.block.convolution_unit.in_projection.weight.T
+    unit = part.module.block.mixer
+    assert isinstance(unit, ConvolutionUnit)
+    return unit.in_projection.weight.T
 
 
 def test_every_graph_equals_its_module_and_the_manifest_says_so(loaded: Bundle) -> None:
@@ -126,7 +130,7 @@ def test_a_graph_that_leaves_its_taps_in_order_is_refused(
         (index, node) for index, node in enumerate(graph.graph.node) if node.op_type == "GatherElements"
     )
     assert node.input[1] == "tap_places"
-    kernel_size = loaded.manifest.model.decoder_kernel_sizes[2]
+    kernel_size = loaded.manifest.model.decoder_reaches[2]
     graph.graph.initializer.append(numpy_helper.from_array(np.arange(kernel_size), "as_they_are"))
     graph.graph.node.insert(index, onnx.helper.make_node("Expand", ["as_they_are", "shape"], ["in_order"]))
     graph.graph.node.insert(index, onnx.helper.make_node("Shape", ["tap_places"], ["shape"]))
@@ -154,23 +158,6 @@ def test_graphs_carry_no_paths_and_the_promised_versions(bundle: Path, loaded: B
         graph = onnx.load(bundle / entry.file)
         assert {opset.domain: opset.version for opset in graph.opset_import} == {"": OPSET}
         assert graph.ir_version == IR_VERSION
-
-
-def late_reads(graph: onnx.GraphProto) -> list[str]:
-    """Nodes that read an input X but are not needed to make next_X: in place, they might read what replaced X."""
-    makers = {output: node for node in graph.node for output in node.output}
-    late = []
-    for output in graph.output:
-        state = output.name.removeprefix("next_")
-        needed: set[str] = set()
-        pending = [output.name]
-        while pending:
-            node = makers.get(pending.pop())
-            if node is not None and node.name not in needed:
-                needed.add(node.name)
-                pending += node.input
-        late += [node.name for node in graph.node if state in node.input and node.name not in needed]
-    return late
 
 
 def test_no_graph_reads_state_that_it_has_replaced(bundle: Path, loaded: Bundle) -> None:
@@ -245,7 +232,7 @@ class Misplacing(Layout):
 class Backward(Layout):
     """Has the first tap read the newest column, and the last the oldest."""
 
-    def rings(self, kernel_size: int, positions: IntArray) -> tuple[IntArray, IntArray]:
+    def rings(self, kernel_size: int, positions: IntArray) -> tuple[IntArray, AnyArray]:
         cells, taps = super().rings(kernel_size, positions)
         return cells, kernel_size - 1 - taps
 

@@ -36,10 +36,13 @@ def test_it_translates_without_torch(python: Path, bundle: Path) -> None:
     assert lines[1] == ""
 
 
-@pytest.mark.parametrize(("command", "extra"), [("train", "train"), ("export", "train"), ("evaluate", "eval")])
+@pytest.mark.parametrize(
+    ("command", "extra"), [("train", "train"), ("distill", "train"), ("export", "train"), ("evaluate", "eval")]
+)
 def test_what_needs_more_says_which_extra(python: Path, bundle: Path, command: str, extra: str) -> None:
     arguments = {
         "train": ["config.toml"],
+        "distill": ["config.toml", "--teacher", str(bundle), "--out", "run"],
         "export": ["run", "--out", "b"],
         "evaluate": ["--model", str(bundle), "--src", str(__file__), "--ref", str(__file__)],
     }[command]

@@ -16,13 +16,14 @@ from edgeseq.models import Seq2Seq
 from edgeseq.modules import DynamicConv, LightweightConv
 from edgeseq_export.decoding_parity import compare_decoding
 from edgeseq_export.facts import model_facts
-from edgeseq_export.graphs import split_model
+from edgeseq_export.graphs import BlockGraph, split_model
 from edgeseq_export.onnx_graphs import write_graph
 from edgeseq_export.parity import compare_graph, failed_rows
 from edgeseq_runtime.engine import Engine
 from edgeseq_runtime.manifest import ModelFacts
 from edgeseq_runtime.policy import HaltingUnits
 from edgeseq_runtime.tokenizer import EOS_ID
+from graph_checks import late_reads
 from small_models import VOCAB_SIZE, balance_halting_units, small_config, small_model
 
 
@@ -35,13 +36,23 @@ def stacks(encoder: list[int], decoder: list[int], heads: int = 2, **changes: An
     }
 
 
+def attention(*windows: int, **changes: Any) -> StackConfig:
+    """A stack of self-attention blocks."""
+    return StackConfig(mixer="attention", windows=list(windows), feed_forward_dim=12, **changes)
+
+
+def convolution(*kernel_sizes: int) -> StackConfig:
+    """A stack of dynamic convolutions."""
+    return StackConfig(kernel_sizes=list(kernel_sizes), convolution_heads=4, feed_forward_dim=12)
+
+
 VARIANTS: dict[str, dict[str, Any]] = {
     "plain": {},
     "post-norm": {"norm": "post"},
-    "lightweight": stacks([3, 5], [3, 1, 5, 4], convolution="lightweight"),
+    "lightweight": stacks([3, 5], [3, 1, 5, 4], mixer="lightweight"),
     "gated": stacks([3, 5], [3, 2, 5, 4], glu=True),
     "lightweight, gated, post-norm": {
-        **stacks([1, 3], [2, 4, 1], convolution="lightweight", glu=True),
+        **stacks([1, 3], [2, 4, 1], mixer="lightweight", glu=True),
         "norm": "post",
     },
     "untied": {**stacks([3, 5], [3, 2, 5, 4]), "head": "untied", "tied_embeddings": False, "halting": "shared"},
@@ -50,6 +61,23 @@ VARIANTS: dict[str, dict[str, Any]] = {
     "one head of each kind": {**stacks([3, 5], [3, 1, 5], heads=1), "attention_heads": 1},
     "a head per channel": {**stacks([3], [4, 3], heads=8), "attention_heads": 8},
     "one block": {**stacks([3], [3]), "halting": "none"},
+    "attention": {"encoder": attention(0, 0), "decoder": attention(0, 0, 0, 0)},
+    "attention in windows": {"encoder": attention(3, 5), "decoder": attention(3, 1, 5, 16)},
+    "attention in windows and without, post-norm": {
+        "encoder": attention(0, 7),
+        "decoder": attention(4, 0, 40, 0),
+        "norm": "post",
+        "tied_embeddings": False,  # or its sentences would end at once
+    },
+    "attention encoder, convolution decoder": {"encoder": attention(0, 3), "decoder": convolution(3, 2, 4)},
+    "convolution encoder, attention decoder, untied": {
+        "encoder": convolution(3, 5),
+        "decoder": attention(0, 2, 0),
+        "head": "untied",
+        "tied_embeddings": False,
+        "halting": "shared",
+    },
+    "attention of one head": {"encoder": attention(0), "decoder": attention(0, 3), "attention_heads": 1},
 }
 
 
@@ -102,14 +130,61 @@ def test_decodes_of_every_kind_of_model_agree_with_the_reference_decoder(name: s
         [*torch.randint(EOS_ID + 1, VOCAB_SIZE, (length,), generator=generator).tolist(), EOS_ID] for length in lengths
     ]
     engine = Engine(tmp_path, facts, device="cpu")
-    parity = compare_decoding(model, engine, units, sources, max_length=24, seed=3)
+    parity = compare_decoding(model, engine, units, sources, max_length=36, seed=3)
     print(parity)
     assert parity.disagreements == 0
     assert parity.ties <= 0.001 * parity.decisions
     assert parity.tokens > 10 * len(sources)
 
 
-@pytest.mark.parametrize("name", ["gated", "lightweight, gated, post-norm", "untied"])
+BLOCKS_OF_ATTENTION = ["attention", "attention in windows", "attention in windows and without, post-norm"]
+
+
+@pytest.mark.parametrize("name", BLOCKS_OF_ATTENTION)
+def test_no_graph_of_attention_reads_state_that_it_has_replaced(name: str) -> None:
+    model, facts = build(name)
+    graphs = [write_graph(part).graph for part in split_model(model, facts)]
+    assert [late_reads(graph) for graph in graphs] == [[]] * len(graphs)
+    updated = {output.name for graph in graphs for output in graph.output if output.name.startswith("next_")}
+    assert updated == {"next_states", "next_exit_states", "next_keys", "next_values"}
+
+
+@pytest.mark.parametrize("name", BLOCKS_OF_ATTENTION)
+def test_keys_and_values_of_pending_positions_are_compared(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Control: the module's columns of copied states, and those alone, are zeros, or each other's."""
+    model, facts = build(name)
+    (part,) = [part for part in split_model(model, facts) if part.signature.file == "block_3.onnx"]
+    assert isinstance(part.module, BlockGraph)
+    block, graph = part.module.block, write_graph(part)
+    right = block.backfill
+    for wrong in (lambda states: tuple(map(torch.zeros_like, right(states))), lambda states: right(states)[::-1]):
+        monkeypatch.setattr(block, "backfill", wrong)
+        assert [row.graph for row in failed_rows([compare_graph(part, facts, graph, seed=1)])] == ["block_3.onnx"]
+
+
+@pytest.mark.parametrize("name", BLOCKS_OF_ATTENTION)
+def test_a_graph_that_reads_places_without_a_position_is_refused(name: str) -> None:
+    """Control: the bias of places is left out."""
+    model, facts = build(name)
+    (part,) = [part for part in split_model(model, facts) if part.signature.file == "block_3.onnx"]
+    graph = write_graph(part)
+    graph.graph.initializer.append(numpy_helper.from_array(np.zeros((), dtype=np.float32), "nothing"))
+    (node,) = [node for node in graph.graph.node if "place_bias" in node.input]
+    node.input[1] = "nothing"
+    assert [row.graph for row in failed_rows([compare_graph(part, facts, graph, seed=1)])] == ["block_3.onnx"]
+
+
+@pytest.mark.parametrize(
+    "name",
+    [
+        "gated",
+        "lightweight, gated, post-norm",
+        "untied",
+        "attention",
+        "attention in windows and without, post-norm",
+        "attention encoder, convolution decoder",
+    ],
+)
 def test_every_weight_of_a_graph_is_compared(name: str) -> None:
     """Control: each weight in turn is off by a hundredth of its size, and its graph is refused.
 

@@ -133,7 +133,7 @@ def test_files_that_are_not_listed_do_no_harm(bundle: Path) -> None:
 
 def test_signatures_of_another_model_are_refused_by_graph(bundle: Path) -> None:
     def change(content: dict[str, Any]) -> None:
-        content["model"]["decoder_kernel_sizes"] = [3, 5, 3, 9]
+        content["model"]["decoder_reaches"] = [3, 5, 3, 9]
         content["graphs"][0]["block"] = 1
 
     edit_manifest(bundle, change)
@@ -149,7 +149,7 @@ def test_signatures_of_another_model_are_refused_by_graph(bundle: Path) -> None:
 def test_missing_and_additional_blocks_are_named(bundle: Path) -> None:
     def change(content: dict[str, Any]) -> None:
         content["graphs"] = [graph for graph in content["graphs"] if graph["file"] != "cross_2.onnx"]
-        content["model"]["decoder_kernel_sizes"] = [3, 5, 1]
+        content["model"]["decoder_reaches"] = [3, 5, 1]
         content["model"]["halting"] = "shared"
 
     edit_manifest(bundle, change)

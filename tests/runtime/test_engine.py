@@ -1,5 +1,6 @@
 """The engine: lazy equals eager, batched equals single, both in bits; it equals the naive way, and the torch model."""
 
+import copy
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
@@ -10,7 +11,7 @@ from eager_engine import EagerEngine
 from edgeseq_runtime.engine import Engine
 from edgeseq_runtime.errors import BundleError, InputError
 from edgeseq_runtime.manifest import ModelFacts
-from edgeseq_runtime.places import StepPlaces
+from edgeseq_runtime.places import Layout, StepPlaces
 from edgeseq_runtime.policy import DepthPolicy, FixedDepth, Halting, HaltingUnits
 from edgeseq_runtime.sessions import Graph
 from edgeseq_runtime.state import BlockState, DecoderState
@@ -24,10 +25,19 @@ TOLERANCE = 1e-4  # of logits with a spread of about 5, after 60 steps in float3
 MODELS: dict[str, dict[str, object]] = {
     "pre-norm, tied, gated": {},
     "post-norm, untied, not gated": {"norm": "post", "head": "untied", "glu": False},
-    "lightweight": {"convolution": "lightweight"},
-    "one wide block above, none between": {"decoder_kernel_sizes": [1, 1, 40]},
-    "upper blocks without history": {"decoder_kernel_sizes": [5, 1, 1]},
-    "a single block": {"decoder_kernel_sizes": [3], "halting": "none", "operating_point": None},
+    "lightweight": {"mixer": "lightweight"},
+    "one wide block above, none between": {"decoder_reaches": [1, 1, 40]},
+    "upper blocks without history": {"decoder_reaches": [5, 1, 1]},
+    "attention": {"mixer": "attention", "glu": False, "decoder_reaches": [0, 0, 0, 0]},
+    "attention in windows, post-norm, untied": {
+        "mixer": "attention",
+        "glu": False,
+        "decoder_reaches": [3, 5, 1, 7],
+        "norm": "post",
+        "head": "untied",
+    },
+    "attention in windows and without": {"mixer": "attention", "glu": False, "decoder_reaches": [6, 0, 40]},
+    "a single block": {"decoder_reaches": [3], "halting": "none", "operating_point": None},
 }
 
 
@@ -79,6 +89,19 @@ def case(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactor
     return Case(tmp_path_factory.mktemp("engine") / "b", MODELS[request.param])
 
 
+@pytest.fixture(scope="module", params=["plain", "attention in windows and without"])
+def either(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Case:
+    """A case of each mixer, whose depths are 1 to 4."""
+    changes = {} if request.param == "plain" else {"mixer": "attention", "glu": False, "decoder_reaches": [3, 0, 5, 7]}
+    return Case(tmp_path_factory.mktemp("engine") / "b", changes)
+
+
+@pytest.fixture(scope="module")
+def unbounded(tmp_path_factory: pytest.TempPathFactory) -> Case:
+    """Attention to all positions in every block."""
+    return Case(tmp_path_factory.mktemp("engine") / "b", MODELS["attention"])
+
+
 @pytest.fixture(scope="module")
 def plain(tmp_path_factory: pytest.TempPathFactory) -> Case:
     return Case(tmp_path_factory.mktemp("engine") / "b", {})
@@ -86,7 +109,7 @@ def plain(tmp_path_factory: pytest.TempPathFactory) -> Case:
 
 def returns_after_long_absence(facts: ModelFacts, depths: np.ndarray) -> bool:
     """Whether some row enters block N after more than K_N - 1 tokens without it."""
-    deepest, reach = facts.decoder_blocks, facts.decoder_kernel_sizes[-1] - 1
+    deepest, reach = facts.decoder_blocks, facts.decoder_reaches[-1] - 1
     return any((np.diff(np.flatnonzero(row == deepest)) > reach + 1).any() for row in depths.T)
 
 
@@ -172,13 +195,15 @@ def _change_filled(
     monkeypatch.setattr(StepPlaces, "block_indices", indices)
 
 
-def break_taps(monkeypatch: pytest.MonkeyPatch) -> None:
+def break_places(monkeypatch: pytest.MonkeyPatch) -> None:
     """Read each ring one place further on than where the current position lies."""
     original = StepPlaces.block_indices
 
     def indices(self: StepPlaces, kernel_size: int, filled: np.ndarray) -> dict[str, np.ndarray]:
         found = original(self, kernel_size, filled)
-        return {**found, "tap_places": np.roll(found["tap_places"], 1, axis=2)}
+        return found | {
+            name: np.roll(found[name], 1, axis=-1) for name in ("tap_places", "place_bias") if name in found
+        }
 
     monkeypatch.setattr(StepPlaces, "block_indices", indices)
 
@@ -195,44 +220,44 @@ def break_bias(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(Engine, "encode", encode)
 
 
-DAMAGES = [break_copied_state, break_backfill, break_reach, break_taps]
+DAMAGES = [break_copied_state, break_backfill, break_reach, break_places]
 
 
 @pytest.mark.parametrize("damage", DAMAGES)
-def test_control_damage_is_seen_in_bits(plain: Case, damage: Break, monkeypatch: pytest.MonkeyPatch) -> None:
-    naive = NaiveDecoder(plain.folder, plain.facts)
-    expected = np.stack(naive.logits(plain.sources[0], plain.tokens[:, 0], plain.depths[:, 0]))
+def test_control_damage_is_seen_in_bits(either: Case, damage: Break, monkeypatch: pytest.MonkeyPatch) -> None:
+    naive = NaiveDecoder(either.folder, either.facts)
+    expected = np.stack(naive.logits(either.sources[0], either.tokens[:, 0], either.depths[:, 0]))
     damage(monkeypatch)
-    assert not np.array_equal(plain.logits(plain.engine(), [0])[:, 0], expected)
+    assert not np.array_equal(either.logits(either.engine(), [0])[:, 0], expected)
 
 
 @pytest.mark.parametrize("damage", DAMAGES)
-def test_control_damage_is_more_than_rounding(plain: Case, damage: Break, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_control_damage_is_more_than_rounding(either: Case, damage: Break, monkeypatch: pytest.MonkeyPatch) -> None:
     """The tolerance that the torch model is given hides nothing."""
     damage(monkeypatch)
-    differences = np.abs(plain.logits(plain.engine(), [0])[:, 0] - plain.torch_logits(0))
+    differences = np.abs(either.logits(either.engine(), [0])[:, 0] - either.torch_logits(0))
     assert differences.max() > 100 * TOLERANCE
 
 
 @pytest.mark.parametrize("damage", [break_backfill, break_reach])
 def test_control_a_lazy_engine_that_leaves_columns_out_is_not_eager(
-    plain: Case, damage: Break, monkeypatch: pytest.MonkeyPatch
+    either: Case, damage: Break, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """The eager engine leaves nothing to be filled later, so the damage does not touch it."""
-    expected = plain.logits(plain.engine(EagerEngine), plain.everyone)
+    expected = either.logits(either.engine(EagerEngine), either.everyone)
     damage(monkeypatch)
-    np.testing.assert_array_equal(plain.logits(plain.engine(EagerEngine), plain.everyone), expected)
-    assert not np.array_equal(plain.logits(plain.engine(), plain.everyone), expected)
+    np.testing.assert_array_equal(either.logits(either.engine(EagerEngine), either.everyone), expected)
+    assert not np.array_equal(either.logits(either.engine(), either.everyone), expected)
 
 
-def test_control_an_eager_engine_that_fills_nothing_is_not_lazy(plain: Case, monkeypatch: pytest.MonkeyPatch) -> None:
-    expected = plain.logits(plain.engine(), plain.everyone)
+def test_control_an_eager_engine_that_fills_nothing_is_not_lazy(either: Case, monkeypatch: pytest.MonkeyPatch) -> None:
+    expected = either.logits(either.engine(), either.everyone)
 
     def claim(self: EagerEngine, state: DecoderState, block: int, rows: np.ndarray) -> None:
         state.blocks[block - 1].filled[rows] = state.positions[rows]
 
     monkeypatch.setattr(EagerEngine, "_fill", claim)
-    assert not np.array_equal(plain.logits(plain.engine(EagerEngine), plain.everyone), expected)
+    assert not np.array_equal(either.logits(either.engine(EagerEngine), either.everyone), expected)
 
 
 def test_control_visible_padding_is_seen(plain: Case, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -280,8 +305,8 @@ def past_of(case: Case, past: Past) -> tuple[list[int], list[int], list[int]]:
     return case.sources[sentence], fed, used
 
 
-@pytest.mark.parametrize("name", ["columns", "filled", "states"])
-def test_control_rows_that_are_not_selected_are_seen(plain: Case, name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize("name", ["tensors", "filled", "states"])
+def test_control_rows_that_are_not_selected_are_seen(either: Case, name: str, monkeypatch: pytest.MonkeyPatch) -> None:
     """One array keeps the rows in the order they had."""
     kind = DecoderState if name == "states" else BlockState
     original = kind.select
@@ -289,12 +314,15 @@ def test_control_rows_that_are_not_selected_are_seen(plain: Case, name: str, mon
     def select(self: DecoderState | BlockState, rows: np.ndarray) -> None:
         before = getattr(self, name)
         original(self, rows)  # type: ignore[arg-type]
-        setattr(self, name, np.resize(before, getattr(self, name).shape))
+        if isinstance(self, BlockState) and name == "tensors":
+            self.tensors = {key: np.resize(tensor, self.tensors[key].shape) for key, tensor in before.items()}
+        else:
+            setattr(self, name, np.resize(before, getattr(self, name).shape))
 
     monkeypatch.setattr(kind, "select", select)
-    pasts, logits = select_at_random(plain)
-    naive = NaiveDecoder(plain.folder, plain.facts)
-    expected = [naive.logits(*past_of(plain, past))[-1] for past in pasts]
+    pasts, logits = select_at_random(either)
+    naive = NaiveDecoder(either.folder, either.facts)
+    expected = [naive.logits(*past_of(either, past))[-1] for past in pasts]
     assert not np.array_equal(logits, np.stack(expected))
 
 
@@ -317,12 +345,12 @@ def record_runs(monkeypatch: pytest.MonkeyPatch) -> list[tuple[str, int]]:
     return runs
 
 
-def test_skipped_blocks_are_not_run(plain: Case, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_skipped_blocks_are_not_run(either: Case, monkeypatch: pytest.MonkeyPatch) -> None:
     """A fixed depth runs nothing above it: no block, no keys and values."""
     runs = record_runs(monkeypatch)
-    engine = plain.engine()
-    state = engine.encode(plain.sources[:2], FixedDepth(2, "2"))
-    for tokens in plain.tokens[:3, :2]:
+    engine = either.engine()
+    state = engine.encode(either.sources[:2], FixedDepth(2, "2"))
+    for tokens in either.tokens[:3, :2]:
         assert engine.step(state, tokens).depths.tolist() == [2, 2]
     files = [file for file, _ in runs]
     step = ["embed.onnx", "block_1.onnx", "block_2.onnx", "head.onnx"]
@@ -444,25 +472,93 @@ def test_rows_can_be_given_to_other_sentences(case: Case) -> None:
             np.testing.assert_array_equal(logits[row], naive.logits(*past_of(case, past))[-1])
 
 
-@pytest.mark.parametrize("name", ["columns", "positions"])
-def test_control_a_row_that_keeps_something_of_the_sentence_before_is_seen(
-    plain: Case, name: str, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def begins_anew_as_if_alone(case: Case) -> bool:
+    naive = NaiveDecoder(case.folder, case.facts)
+    return all(
+        np.array_equal(logits[row], naive.logits(*past_of(case, past))[-1])
+        for logits, pasts in give_rows_away(case)
+        for row, past in enumerate(pasts)
+    )
+
+
+def keep_when_adopting(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Leave an attribute of rows that begin anew as it was."""
     kind: type[DecoderState | BlockState] = DecoderState if name == "positions" else BlockState
     original = kind.adopt
 
     def adopt(self: DecoderState | BlockState, *arguments: object) -> None:
-        before = getattr(self, name).copy()
+        before = copy.deepcopy(getattr(self, name))
         original(self, *arguments)  # type: ignore[arg-type]
-        getattr(self, name)[:] = before
+        setattr(self, name, before)
 
     monkeypatch.setattr(kind, "adopt", adopt)
-    naive = NaiveDecoder(plain.folder, plain.facts)
-    assert not all(
-        np.array_equal(logits[row], naive.logits(*past_of(plain, past))[-1])
-        for logits, pasts in give_rows_away(plain)
-        for row, past in enumerate(pasts)
-    )
+
+
+@pytest.mark.parametrize("name", ["tensors", "positions"])
+def test_control_a_row_that_keeps_something_of_the_sentence_before_is_seen(
+    plain: Case, name: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    keep_when_adopting(name, monkeypatch)
+    assert not begins_anew_as_if_alone(plain)
+
+
+def test_control_such_a_row_is_seen_where_it_attends_to_its_past(
+    unbounded: Case, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Its old keys and values alone would do no harm: they are not read before they are replaced."""
+    keep_when_adopting("positions", monkeypatch)
+    assert not begins_anew_as_if_alone(unbounded)
+
+
+def test_rings_of_all_positions_follow_the_farthest_row(unbounded: Case) -> None:
+    """They double at positions 16 and 32, and are short again when all rows have begun anew."""
+    engine = unbounded.engine()
+    state = engine.encode(unbounded.sources[:2], FixedDepth(1, "1"))
+    capacities = []
+    for tokens, depths in zip(unbounded.tokens[:40, :2], unbounded.depths[:40, :2], strict=True):
+        engine.step(state, tokens, depths=depths)
+        capacities.append(len(state.states) // 2)
+    assert capacities == [16] * 16 + [32] * 16 + [64] * 8
+    other = engine.encode(unbounded.sources[2:4], FixedDepth(1, "1"))
+    engine.adopt(state, np.array([1]), other, np.array([0]))
+    logits = engine.step(state, unbounded.tokens[0, :2], depths=np.array([4, 4])).logits
+    assert len(state.states) // 2 == 64, "row 0 still needs its past"
+    naive = NaiveDecoder(unbounded.folder, unbounded.facts)
+    (expected,) = naive.logits(unbounded.sources[2], unbounded.tokens[:1, 1], [4])
+    np.testing.assert_array_equal(logits[1], expected)
+    engine.adopt(state, np.array([0]), other, np.array([1]))
+    logits = engine.step(state, unbounded.tokens[0, :2], depths=np.array([4, 4])).logits
+    assert len(state.states) // 2 == 16
+    (expected,) = naive.logits(unbounded.sources[3], unbounded.tokens[:1, 0], [4])
+    np.testing.assert_array_equal(logits[0], expected)
+    first, second = naive.logits(unbounded.sources[2], unbounded.tokens[[0, 0], [1, 1]], [4, 4])
+    np.testing.assert_array_equal(logits[1], second)
+    assert not np.array_equal(first, second)
+
+
+def test_control_rings_of_all_positions_that_do_not_grow_are_seen(
+    unbounded: Case, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Equal as long as 16 places suffice, and no longer."""
+    expected = unbounded.logits(unbounded.engine(), [0])
+    monkeypatch.setattr(Layout, "holding", lambda self, longest: self)
+    found = unbounded.logits(unbounded.engine(), [0])
+    np.testing.assert_array_equal(found[:16], expected[:16])
+    assert not np.array_equal(found[16:], expected[16:])
+
+
+def test_bits_do_not_depend_on_how_far_other_rows_are(unbounded: Case) -> None:
+    """A row whose mate is 40 positions ahead has longer rings than alone."""
+    engine = unbounded.engine()
+    alone = unbounded.logits(engine, [1])[:12, 0]
+    state = engine.encode([unbounded.sources[0]] * 2, FixedDepth(1, "1"))
+    for tokens in unbounded.tokens[:40, :2]:
+        engine.step(state, tokens, depths=np.array([2, 2]))
+    engine.adopt(state, np.array([1]), engine.encode([unbounded.sources[1]], FixedDepth(1, "1")), np.array([0]))
+    for tokens, depths, expected in zip(unbounded.tokens[:12, :2], unbounded.depths[:12, :2], alone, strict=True):
+        found = engine.step(state, tokens, depths=depths).logits[1]
+        assert len(state.states) // 2 == 64
+        np.testing.assert_array_equal(found, expected)
 
 
 def replace_the_only_row_that_was_deep(case: Case) -> tuple[np.ndarray, np.ndarray]:
@@ -509,13 +605,13 @@ def test_a_row_alone_computes_only_what_it_enters(plain: Case, monkeypatch: pyte
         assert sum(file.startswith("cross") for file, _ in runs) == expected
 
 
-def test_decodes_share_an_engine_and_nothing_else(plain: Case) -> None:
+def test_decodes_share_an_engine_and_nothing_else(either: Case) -> None:
     """Two states advanced in turn, their graphs bound to different arrays."""
-    engine = plain.engine()
-    expected = plain.logits(engine, [0, 1, 2]), plain.logits(engine, [3, 4])
+    engine = either.engine()
+    expected = either.logits(engine, [0, 1, 2]), either.logits(engine, [3, 4])
     groups = ([0, 1, 2], [3, 4])
-    states = [engine.encode([plain.sources[row] for row in rows], FixedDepth(1, "1")) for rows in groups]
-    for step, (tokens, depths) in enumerate(zip(plain.tokens, plain.depths, strict=True)):
+    states = [engine.encode([either.sources[row] for row in rows], FixedDepth(1, "1")) for rows in groups]
+    for step, (tokens, depths) in enumerate(zip(either.tokens, either.depths, strict=True)):
         for number, (state, rows) in enumerate(zip(states, groups, strict=True)):
             logits = engine.step(state, tokens[rows], depths=depths[rows]).logits
             np.testing.assert_array_equal(logits, expected[number][step])
@@ -567,6 +663,6 @@ def test_threads_out_of_range_are_refused(plain: Case) -> None:
 
 
 def test_graph_of_another_model_is_refused_by_name(plain: Case) -> None:
-    other = tiny_facts(decoder_kernel_sizes=[3, 5, 1, 9])
+    other = tiny_facts(decoder_reaches=[3, 5, 1, 9])
     with pytest.raises(BundleError, match=r"block_4\.onnx is not the graph the manifest declares"):
         Engine(plain.folder, other, device="cpu")

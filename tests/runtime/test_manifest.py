@@ -11,7 +11,7 @@ from pydantic import ValidationError
 
 from edgeseq_runtime.errors import BundleError
 from edgeseq_runtime.manifest import MANIFEST_FILE, Manifest, OperatingPoint
-from tiny_bundle import write_tiny_bundle
+from tiny_bundle import tiny_facts, write_tiny_bundle
 
 Change = Callable[[dict[str, Any]], object]
 
@@ -56,8 +56,8 @@ def test_facts_follow_from_the_model(data: bytes) -> None:
         (b"[]", "m.json is not the manifest of a bundle: format is None, expected 'edgeseq-bundle'"),
         (b'{"format": "onnx"}', "format is 'onnx', expected 'edgeseq-bundle'"),
         (
-            b'{"format": "edgeseq-bundle", "format_version": 3}',
-            "m.json has format_version 3; this edgeseq reads version 2: export the model again, or",
+            b'{"format": "edgeseq-bundle", "format_version": 4}',
+            "m.json has format_version 4; this edgeseq reads version 3: export the model again, or",
         ),
         (b'{"format": "edgeseq-bundle", "format_version": 1}', "m.json has format_version 1; this edgeseq reads"),
         (b'{"format": "edgeseq-bundle", "format_version": true}', "has format_version True;"),
@@ -72,7 +72,7 @@ def test_what_is_no_manifest_of_this_version_is_refused(content: bytes, message:
 def test_all_mistakes_are_reported_at_once(data: bytes) -> None:
     def change(content: dict[str, Any]) -> None:
         content["model"]["dim"] = "16"
-        content["model"]["convolution"] = "depthwise"
+        content["model"]["mixer"] = "depthwise"
         content["graphs"][0]["size"] = -1
         content["surprise"] = 1
         del content["provenance"]
@@ -82,7 +82,7 @@ def test_all_mistakes_are_reported_at_once(data: bytes) -> None:
     message = str(error.value)
     assert message.startswith("m.json is not valid (5 problems):\n")
     assert "  model.dim: Input should be a valid integer" in message
-    assert "  model.convolution: Input should be 'lightweight' or 'dynamic'" in message
+    assert "  model.mixer: Input should be 'dynamic', 'lightweight' or 'attention'" in message
     assert "  graphs.0.size: Input should be greater than 0" in message
     assert "  surprise: Extra inputs are not permitted" in message
     assert "  provenance: Field required" in message
@@ -116,7 +116,14 @@ def set_value(*path: str | int, value: object) -> Change:
         (set_value("files", 0, "file", value="manifest.json"), "'manifest.json' is listed more than"),
         (set_value("model", "vocab_size", value=61), "has 60 pieces, but the model's vocab_size is 61"),
         (set_value("model", "heads", value=3), "dim 16 is not a multiple of heads 3"),
-        (set_value("model", "decoder_kernel_sizes", value=[3]), "one decoder block leaves nothing"),
+        (set_value("model", "convolution_heads", value=3), "dim 16 is not a multiple of the mixer's heads 3"),
+        (set_value("model", "mixer", value="attention"), "glu is true, but self-attention has no gate"),
+        (set_value("model", "decoder_reaches", value=[3, 5, 0, 7]), "holds 0, but a convolution has at least one tap"),
+        (
+            set_value("model", "decoder_reaches", value=[3, 5, -1, 7]),
+            "model.decoder_reaches.2: Input should be greater",
+        ),
+        (set_value("model", "decoder_reaches", value=[3]), "one decoder block leaves nothing"),
         (set_value("model", "halting", value="none"), "expected ['tokenizer']"),
         (set_value("tokenizer", "pad_id", value=1), "tokenizer.pad_id: Input should be 0"),
         (set_value("operating_points", 0, "policy", value="adaptive"), "operating_points.0.policy"),
@@ -128,6 +135,12 @@ def test_fields_that_contradict_are_refused(data: bytes, change: Change, message
     with pytest.raises(BundleError) as error:
         Manifest.from_bytes(changed(data, change))
     assert message in str(error.value)
+
+
+def test_heads_of_the_mixer_are_those_of_attention_where_it_attends() -> None:
+    facts = tiny_facts(mixer="attention", glu=False, decoder_reaches=[0, 5], heads=2, convolution_heads=3)
+    assert (facts.mixer_heads, facts.decoder_blocks) == (2, 2)
+    assert tiny_facts(heads=2, convolution_heads=4).mixer_heads == 4
 
 
 def test_operating_points_have_one_name_each(data: bytes) -> None:

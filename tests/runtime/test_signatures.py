@@ -2,7 +2,7 @@
 
 import pytest
 
-from edgeseq_runtime.signatures import GraphSignature, expected_signatures
+from edgeseq_runtime.signatures import GraphSignature, expected_signatures, mixer_state
 from tiny_bundle import tiny_facts
 
 
@@ -44,6 +44,28 @@ def test_block_takes_state_and_places() -> None:
     assert [tensor.name for tensor in block.outputs] == ["next_states", "next_exit_states", "next_columns"]
 
 
+def test_a_block_of_attention_takes_keys_values_and_a_bias() -> None:
+    """The ring of a window has its size, that of all positions one that grows."""
+    graphs = by_file(mixer="attention", glu=False, decoder_reaches=[7, 0])
+    for file, size in (("block_1.onnx", 7), ("block_2.onnx", "places")):
+        assert {tensor.name: tensor.shape for tensor in graphs[file].inputs} == {
+            "states": ["cells", 16],
+            "exit_states": ["rows", 16],
+            "keys": ["column_cells", 8],
+            "values": ["column_cells", 8],
+            "cross_key": ["rows", 2, 8, "source"],
+            "cross_value": ["rows", 2, "source", 8],
+            "source_bias": ["rows", 1, 1, "source"],
+            "active_rows": ["active", 1],
+            "own_cells": ["active", 1],
+            "read_cells": ["read"],
+            "written_columns": ["written", 1],
+            "place_bias": ["active", 1, 1, 1, size],
+        }
+        outputs = [tensor.name for tensor in graphs[file].outputs]
+        assert outputs == ["next_states", "next_exit_states", "next_keys", "next_values"]
+
+
 def test_embedding_takes_the_vectors_of_positions() -> None:
     """And none of the positions themselves: the runtime keeps the vectors."""
     embed = by_file()["embed.onnx"]
@@ -67,7 +89,10 @@ def test_blocks_differ_in_their_taps_alone() -> None:
         assert graphs[f"block_{n}.onnx"].outputs == first.outputs
 
 
-@pytest.mark.parametrize("changes", [{}, {"head": "untied", "decoder_kernel_sizes": [1, 9]}])
+ATTENTION = {"mixer": "attention", "glu": False, "decoder_reaches": [0, 3, 0]}
+
+
+@pytest.mark.parametrize("changes", [{}, {"head": "untied", "decoder_reaches": [1, 9]}, ATTENTION])
 def test_state_comes_out_as_it_went_in(changes: dict[str, object]) -> None:
     """The engine binds an input X and an output next_X to the same memory."""
     found = 0
@@ -78,15 +103,17 @@ def test_state_comes_out_as_it_went_in(changes: dict[str, object]) -> None:
                 found += 1
                 state = inputs[tensor.name.removeprefix("next_")]
                 assert (tensor.shape, tensor.dtype) == (state.shape, state.dtype)
-    assert found == 1 + 3 * len(tiny_facts(**changes).decoder_kernel_sizes)
+    facts = tiny_facts(**changes)
+    assert found == 1 + (2 + len(mixer_state(facts).tensors)) * facts.decoder_blocks
 
 
+@pytest.mark.parametrize("changes", [{}, ATTENTION], ids=["convolution", "attention"])
 @pytest.mark.parametrize("role", ["encoder", "embed", "cross", "block", "head"])
-def test_only_listed_types_occur(role: str) -> None:
+def test_only_listed_types_occur(role: str, changes: dict[str, object]) -> None:
     integers = {
         "source", "tokens", "active_rows", "own_cells", "read_cells", "written_columns", "tap_places",
     }  # fmt: skip
-    signatures = [signature for signature in expected_signatures(tiny_facts()) if signature.role == role]
+    signatures = [signature for signature in expected_signatures(tiny_facts(**changes)) if signature.role == role]
     assert signatures
     for signature in signatures:
         for tensor in (*signature.inputs, *signature.outputs):

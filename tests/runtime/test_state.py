@@ -1,5 +1,7 @@
 """Rows and their state: moving data about must never change what a row remembers."""
 
+import copy
+
 import numpy as np
 import pytest
 from hypothesis import given
@@ -11,7 +13,11 @@ from edgeseq_runtime.state import BlockState, DecoderState, padded_length
 from tiny_bundle import tiny_facts
 
 DIM, HEADS = 4, 2
-LAYOUT = Layout(tiny_facts(dim=DIM, convolution_heads=HEADS, decoder_kernel_sizes=[3, 5, 1, 4]))
+REACHES = [3, 5, 1, 4]
+LAYOUT = Layout(tiny_facts(dim=DIM, convolution_heads=HEADS, decoder_reaches=REACHES))
+ATTENTION = Layout(tiny_facts(dim=DIM, heads=HEADS, mixer="attention", glu=False, decoder_reaches=[0, 5, 20, 0]))
+FACTORS = {"columns": -2, "keys": 3, "values": -5}
+"""What the graphs of these tests make of a state: a multiple of it, for each tensor of columns."""
 LONGEST = 18
 
 
@@ -23,7 +29,7 @@ class Row:
         length: Of that sentence's source.
         position: Of its next token.
         states: The state of each position: read by the next block, or copied.
-        columns: By block, the column of each position that has one.
+        columns: By block, the state that each position's column is made of, where there is one.
     """
 
     def __init__(self, sentence: int, length: int) -> None:
@@ -31,7 +37,7 @@ class Row:
         self.length = length
         self.position = 0
         self.states: list[np.ndarray] = []
-        self.columns: list[dict[int, np.ndarray]] = [{} for _ in LAYOUT.kernel_sizes]
+        self.columns: list[dict[int, np.ndarray]] = [{} for _ in REACHES]
 
     def copy(self) -> "Row":
         twin = Row(self.sentence, self.length)
@@ -40,20 +46,13 @@ class Row:
         twin.columns = [dict(columns) for columns in self.columns]
         return twin
 
-    def window(self, block: int) -> np.ndarray:
-        """The columns that the block's taps read, oldest first: (K, d)."""
+    def window(self, block: int, size: int) -> np.ndarray:
+        """What the columns of the last positions are made of, oldest first: (size, d)."""
         zero = np.zeros(DIM, dtype=np.float32)
-        first = self.position - LAYOUT.kernel_sizes[block] + 1
-        return np.stack([self.columns[block].get(p, zero) for p in range(first, self.position + 1)])
+        return np.stack([self.columns[block].get(p, zero) for p in range(self.position - size + 1, self.position + 1)])
 
 
-def column_of(state: np.ndarray) -> np.ndarray:
-    """What the graph of these tests makes of a state."""
-    column: np.ndarray = -2 * state
-    return column
-
-
-def sentences(rows: list[Row]) -> DecoderState:
+def sentences(rows: list[Row], layout: Layout = LAYOUT) -> DecoderState:
     """A state before the start. All numbers of a row's source are the sentence's number."""
     lengths = np.array([row.length for row in rows])
     source = padded_length(int(lengths.max()))
@@ -61,7 +60,7 @@ def sentences(rows: list[Row]) -> DecoderState:
     shown = np.arange(source) < lengths[:, None]
     memory = np.where(shown[..., None], numbers[:, None, None], np.float32(0)) + np.zeros(DIM, np.float32)
     bias = np.where(shown, np.float32(0), np.float32(-np.inf)).reshape(len(rows), 1, 1, source)
-    return DecoderState.before_start(LAYOUT, FixedDepth(1, "1"), memory, bias, lengths, numbers.astype(np.int64))
+    return DecoderState.before_start(layout, FixedDepth(1, "1"), memory, bias, lengths, numbers.astype(np.int64))
 
 
 def cross_of(state: DecoderState) -> tuple[np.ndarray, np.ndarray]:
@@ -71,25 +70,26 @@ def cross_of(state: DecoderState) -> tuple[np.ndarray, np.ndarray]:
 
 def step(state: DecoderState, rows: list[Row], generator: np.random.Generator) -> None:
     """What the engine and its graphs do, with random numbers for results; ``rows`` goes along."""
-    places = StepPlaces(LAYOUT, state.positions)
+    state.fit_rings()
+    places = StepPlaces(state.layout, state.positions)
     vectors = generator.standard_normal((len(rows), DIM)).astype(np.float32)
     state.states[places.own_cells[:, 0]] = vectors
     for row, vector in zip(rows, vectors, strict=True):
         row.states.append(vector)
-    for block, (past, kernel_size) in enumerate(zip(state.blocks, LAYOUT.kernel_sizes, strict=True)):
+    for block, (past, size) in enumerate(zip(state.blocks, state.layout.ring_sizes, strict=True)):
         if block:
             going = generator.random(len(places.active)) < 0.5
             if not going.any():
                 break
             places.narrow(going.nonzero()[0])
-        taps = run_block(state, block, places)
+        indices = run_block(state, block, places)
         vectors = generator.standard_normal((len(places.active), DIM)).astype(np.float32)
-        for number, order, vector in zip(places.active.tolist(), taps, vectors, strict=True):
+        for index, (number, vector) in enumerate(zip(places.active.tolist(), vectors, strict=True)):
             row = rows[number]
-            for position in range(max(0, row.position - kernel_size + 1), row.position + 1):
-                row.columns[block].setdefault(position, column_of(row.states[position]))
+            for position in range(max(0, row.position - size + 1), row.position + 1):
+                row.columns[block].setdefault(position, row.states[position])
             assert past.filled[number] == row.position + 1
-            np.testing.assert_array_equal(read_ring(past, number, order), row.window(block))
+            check_rings(past, number, index, indices, row.window(block, size))
             row.states[-1] = vector
         state.states[places.own_cells[:, 0]] = vectors
     state.positions = state.positions + 1
@@ -97,21 +97,33 @@ def step(state: DecoderState, rows: list[Row], generator: np.random.Generator) -
         each.position += 1
 
 
-def run_block(state: DecoderState, block: int, places: StepPlaces) -> np.ndarray:
-    """Write the columns that a block's graph writes; give the order of its taps."""
-    past, kernel_size = state.blocks[block], LAYOUT.kernel_sizes[block]
-    indices = places.block_indices(kernel_size, past.filled)
-    columns = column_of(state.states[indices["read_cells"]]).reshape(-1, DIM // HEADS)
-    past.columns[indices["written_columns"][:, 0]] = columns
+def run_block(state: DecoderState, block: int, places: StepPlaces) -> dict[str, np.ndarray]:
+    """Write the columns that a block's graph writes; give what it is told of places."""
+    past = state.blocks[block]
+    indices = places.block_indices(state.layout.ring_sizes[block], past.filled)
+    read = state.states[indices["read_cells"]].reshape(-1, DIM // HEADS)
+    for name, tensor in past.tensors.items():
+        tensor[indices["written_columns"][:, 0]] = FACTORS[name] * read
     past.filled[places.active] = places.positions + 1
-    return indices["tap_places"]
+    return indices
 
 
-def read_ring(past: BlockState, row: int, taps: np.ndarray) -> np.ndarray:
-    """A row's ring in the order of its taps, (H, K): (K, d)."""
-    rings = past.columns.reshape(len(past.filled), *taps.shape, -1)
-    in_order = np.take_along_axis(rings[row], np.argsort(taps, axis=1)[..., None], axis=1)
-    return in_order.transpose(1, 0, 2).reshape(taps.shape[1], DIM)
+def check_rings(past: BlockState, row: int, index: int, indices: dict[str, np.ndarray], window: np.ndarray) -> None:
+    """What a row reads of its rings is what its last positions' columns are made of, (size, d)."""
+    size = len(window)
+    if "tap_places" in indices:
+        order = np.argsort(indices["tap_places"][index], axis=1)[0]
+    else:
+        # Newest first, as many as are read, wherever the newest lies.
+        held = int((indices["place_bias"][index] == 0).sum())
+        newest = int(past.filled[row]) - 1
+        order = np.arange(newest - held + 1, newest + 1) % size
+        assert sorted(order.tolist()) == np.flatnonzero(indices["place_bias"][index] == 0).tolist()
+        window = window[size - held :]
+    for name, tensor in past.tensors.items():
+        rings = tensor.reshape(len(past.filled), HEADS, size, -1)
+        found = rings[row][:, order].transpose(1, 0, 2).reshape(-1, DIM)
+        np.testing.assert_array_equal(found, FACTORS[name] * window)
 
 
 def check_sources(state: DecoderState, rows: list[Row]) -> None:
@@ -137,7 +149,7 @@ def check_sources(state: DecoderState, rows: list[Row]) -> None:
                 np.testing.assert_array_equal(value[number, 0, :, 0], state.memory[number, :, 0])
 
 
-def walk(seed: int, steps: int = 40) -> None:
+def walk(seed: int, steps: int = 40, layout: Layout = LAYOUT) -> None:
     """Rows at positions of their own, dropped, repeated, reordered, and given to other sentences."""
     generator = np.random.default_rng(seed)
     numbers = iter(range(1, 1000))
@@ -146,7 +158,7 @@ def walk(seed: int, steps: int = 40) -> None:
         return [Row(next(numbers), int(generator.integers(1, LONGEST))) for _ in range(count)]
 
     rows = begin(int(generator.integers(1, 5)))
-    state = sentences(rows)
+    state = sentences(rows, layout)
     for _ in range(steps):
         if generator.random() < 0.15:
             parents = generator.integers(0, len(rows), generator.integers(1, 6))
@@ -155,7 +167,7 @@ def walk(seed: int, steps: int = 40) -> None:
         if generator.random() < 0.15:
             free = np.flatnonzero(generator.random(len(rows)) < 0.5)
             new = begin(len(free) + 1)
-            other = sentences(new)
+            other = sentences(new, layout)
             for past in other.blocks[: generator.integers(0, 5)]:
                 past.cross = cross_of(other)
                 past.entered[:] = True
@@ -176,12 +188,64 @@ def walk_often() -> None:
     """What one walk does not come across, another does."""
     for seed in range(20):
         walk(seed)
+        walk(seed, layout=ATTENTION)
 
 
+@pytest.mark.parametrize("layout", [LAYOUT, ATTENTION], ids=["convolution", "attention"])
 @given(seed=st.integers(0, 10_000))
-def test_state_equals_a_list_of_rows(seed: int) -> None:
-    """Rings read in the order of their taps are what a dictionary of columns holds."""
-    walk(seed)
+def test_state_equals_a_list_of_rows(layout: Layout, seed: int) -> None:
+    """What is read of the rings is what a dictionary of columns holds."""
+    walk(seed, layout=layout)
+
+
+def test_rings_of_the_walk_grow_and_shrink(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Or the property above would say little of rings that hold all positions."""
+    original = BlockState.resize_rings
+    sizes: list[tuple[int, int]] = []
+
+    def resize(self: BlockState, size: int, new_size: int) -> None:
+        sizes.append((size, new_size))
+        original(self, size, new_size)
+
+    monkeypatch.setattr(BlockState, "resize_rings", resize)
+    walk_often()
+    assert {(16, 32), (32, 64), (32, 16)} <= set(sizes)
+
+
+@pytest.mark.parametrize("name", ["keys", "values", "states"])
+def test_control_rings_that_are_not_moved_when_they_grow_are_seen(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Memory of the new size, but everything where it was."""
+    kind: type[DecoderState | BlockState] = DecoderState if name == "states" else BlockState
+    method = "fit_rings" if name == "states" else "resize_rings"
+    original = getattr(kind, method)
+
+    def tensors_of(state: DecoderState | BlockState) -> dict[str, np.ndarray]:
+        return {"states": state.states} if isinstance(state, DecoderState) else state.tensors
+
+    def resize(self: DecoderState | BlockState, *arguments: int) -> None:
+        before = tensors_of(self)[name]
+        original(self, *arguments)
+        after = tensors_of(self)[name]
+        if after is not before:
+            after[:] = np.resize(before, after.shape)
+
+    monkeypatch.setattr(kind, method, resize)
+    with pytest.raises(AssertionError):
+        walk_often()
+
+
+def test_all_rings_follow_the_farthest_row() -> None:
+    """By hand, at the boundary: 16 cells hold positions up to 15; a quarter full, they shrink."""
+    state = sentences([Row(1, 3), Row(2, 3)], ATTENTION)
+    for farthest, capacity in ((0, 16), (15, 16), (16, 32), (31, 32), (32, 64), (16, 64), (15, 16), (100, 128)):
+        state.positions = np.array([0, farthest])
+        state.fit_rings()
+        assert len(state.states) == 2 * max(capacity, 20)
+        sizes = [len(past.tensors[name]) // (2 * HEADS) for past in state.blocks for name in ("keys", "values")]
+        assert sizes == [capacity, capacity, 5, 5, 20, 20, capacity, capacity]
+    held = state.blocks[0].tensors["keys"]
+    state.fit_rings()
+    assert state.blocks[0].tensors["keys"] is held, "nothing is copied where the size stays"
 
 
 def keep(kind: type[DecoderState | BlockState], method: str, name: str, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -191,7 +255,9 @@ def keep(kind: type[DecoderState | BlockState], method: str, name: str, monkeypa
     def select(self: DecoderState | BlockState, rows: np.ndarray) -> None:
         before = getattr(self, name)
         original(self, rows)
-        if isinstance(before, np.ndarray):
+        if isinstance(self, BlockState) and name == "tensors":
+            self.tensors = {key: np.resize(tensor, self.tensors[key].shape) for key, tensor in before.items()}
+        elif isinstance(before, np.ndarray):
             setattr(self, name, np.resize(before, getattr(self, name).shape))
         elif before is not None:
             setattr(self, name, tuple(np.resize(array, (len(rows), *array.shape[1:])) for array in before))
@@ -205,7 +271,7 @@ def keep(kind: type[DecoderState | BlockState], method: str, name: str, monkeypa
         (DecoderState, "select", "states"),
         (DecoderState, "select", "positions"),
         (DecoderState, "_select_sources", "memory"),
-        (BlockState, "select", "columns"),
+        (BlockState, "select", "tensors"),
         (BlockState, "select", "filled"),
         (BlockState, "select_sources", "entered"),
         (BlockState, "select_sources", "cross"),
@@ -250,14 +316,14 @@ def test_hypotheses_that_change_places_leave_their_sentence_where_it_is() -> Non
     assert all(after is before for after, before in zip(now, held, strict=True))
 
 
-@pytest.mark.parametrize("name", ["columns", "entered"])
+@pytest.mark.parametrize("name", ["tensors", "entered"])
 def test_control_what_is_not_taken_back_to_the_start_is_seen(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
     original = BlockState.adopt
 
     def adopt(self: BlockState, rows: np.ndarray, other: BlockState, other_rows: np.ndarray) -> None:
-        before = getattr(self, name).copy()
+        before = copy.deepcopy(getattr(self, name))
         original(self, rows, other, other_rows)
-        getattr(self, name)[:] = before
+        setattr(self, name, before)
 
     monkeypatch.setattr(BlockState, "adopt", adopt)
     with pytest.raises(AssertionError):
@@ -282,7 +348,7 @@ def test_adopted_rows_start_anew_and_the_others_go_on(entered: bool) -> None:
     state.positions[:] = 5
     for each, value in ((state, True), (other, entered)):
         for past in each.blocks:
-            past.columns[:] = 1
+            past.tensors["columns"][:] = 1
             past.filled[:] = 5
             past.entered[:] = past.all_entered = value
             past.cross = cross_of(each) if value else None
@@ -294,8 +360,8 @@ def test_adopted_rows_start_anew_and_the_others_go_on(entered: bool) -> None:
         assert past.filled.tolist() == [5, 0, 0]
         assert past.entered.tolist() == [True, entered, entered]
         assert past.all_entered == entered
-        assert past.columns.reshape(3, -1).min(axis=1).tolist() == [1, 0, 0]
-        assert past.columns.reshape(3, -1).max(axis=1).tolist() == [1, 0, 0]
+        assert past.tensors["columns"].reshape(3, -1).min(axis=1).tolist() == [1, 0, 0]
+        assert past.tensors["columns"].reshape(3, -1).max(axis=1).tolist() == [1, 0, 0]
         assert past.cross is not None
         assert past.cross[0][:, 0, 0, 0].tolist() == ([1, 5, 4] if entered else [1, 2, 3])
 
@@ -337,7 +403,7 @@ def test_arrays_stay_contiguous() -> None:
         change()
         arrays = [state.states, state.exit_states, state.memory, state.source_bias]
         for past in state.blocks:
-            arrays += [past.columns, *(past.cross or ())]
+            arrays += [*past.tensors.values(), *(past.cross or ())]
         for array in arrays:
             assert array.flags.c_contiguous
             assert array.dtype == np.float32

@@ -14,7 +14,7 @@ HASH = "0123456789abcdef" * 4
 
 MANIFEST: dict[str, object] = {
     "format": "edgeseq-bundle",
-    "format_version": 2,
+    "format_version": 3,
     "edgeseq_version": "0.1.0",
     "created": "2026-01-31",
     "model": {
@@ -22,13 +22,13 @@ MANIFEST: dict[str, object] = {
         "heads": 4,
         "vocab_size": 4000,
         "encoder_blocks": 4,
-        "decoder_kernel_sizes": [3, 7, 15],
+        "decoder_reaches": [3, 7, 15],
         "head": "tied",
         "norm": "pre",
         "halting": "per_block",
         "parameters": 1234567,
         "feed_forward_dim": 128,
-        "convolution": "dynamic",
+        "mixer": "dynamic",
         "glu": True,
         "convolution_heads": 8,
     },
@@ -107,7 +107,7 @@ def inspect(*arguments: str) -> Outcome:
 def test_summary_names_what_a_user_asks_about() -> None:
     assert inspect().lines == [
         "Bundle     en-de.bundle",
-        "Format     2, written by edgeseq 0.1.0 on 2026-01-31",
+        "Format     3, written by edgeseq 0.1.0 on 2026-01-31",
         "Size       2.00 MB in 5 files",
         f"SHA-256    {HASH}",
         "Licence    CC BY 2.0 FR",
@@ -137,6 +137,15 @@ def test_summary_names_what_a_user_asks_about() -> None:
         "  block_1.onnx  0.25  not compared",
         ("  Whole decodes: 200 sentences, 2,345 tokens, 5,000 decisions; 0 differ, 3 ties (margin below 0.0001)"),
     ]
+
+
+def test_windows_of_self_attention_are_named(inspected: dict[str, object]) -> None:
+    changes = {"mixer": "attention", "decoder_reaches": [0, 16, 0], "glu": False}
+    inspected["model"] = {**MANIFEST["model"], **changes}  # type: ignore[dict-item]
+    assert (
+        "Decoder    3 blocks, self-attention, 4 heads, windows all 16 all, feed-forward 128, exit heads tied"
+        in inspect().lines
+    )
 
 
 def test_unmeasured_bundle_says_so(inspected: dict[str, object]) -> None:

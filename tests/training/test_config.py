@@ -13,6 +13,8 @@ from edgeseq.models import build_model
 ROOT = Path(__file__).resolve().parents[2]
 DATA = '[data]\nsrc = "a.en"\ntgt = "sub/a.de"\nvalid_src = "v.en"\nvalid_tgt = "v.de"\n'
 
+ATTENTION = {"mixer": "attention"}
+
 
 def write(folder: Path, text: str) -> Path:
     path = folder / "config.toml"
@@ -83,7 +85,8 @@ def test_an_override_without_key_or_value_is_named(text: str) -> None:
 
 
 def test_a_resolved_configuration_comes_back(tmp_path: Path) -> None:
-    overrides = {"training.adam_betas": [0.8, 0.9], "training.valid_depths": [1, 4], "halting.sigma": 2}
+    overrides: dict[str, Any] = {"training.adam_betas": [0.8, 0.9], "training.valid_depths": [1, 4], "halting.sigma": 2}
+    overrides["model.decoder"] = {**ATTENTION, "windows": [0, 3, 0, 3]}
     config = load_config(write(tmp_path, DATA), overrides)
     (tmp_path / "config.json").write_bytes(save_config(config))
     assert load_resolved_config(tmp_path / "config.json") == config
@@ -106,10 +109,23 @@ def test_unknown_keys_are_listed_all_at_once_with_the_known_ones(tmp_path: Path)
     ]
     assert lines[0].startswith("data.tokeniser: unknown key; known here: src, tgt, valid_src, valid_tgt, tokenizer, ")
     assert lines[1] == (
-        "model.decoder.kernels: unknown key; known here: kernel_sizes, convolution, convolution_heads, "
+        "model.decoder.kernels: unknown key; known here: mixer, kernel_sizes, windows, convolution_heads, "
         "feed_forward_dim, glu"
     )
     assert lines[3] == "trainer: unknown key; known here: data, model, training, halting"
+
+
+def test_mistakes_of_both_stacks_are_listed(tmp_path: Path) -> None:
+    """As they are where someone takes the key of the other mixer for the only one there is."""
+    stack = {**ATTENTION, "kernel_sizes": [3]}
+    lines = mistakes(tmp_path, DATA, {"model.encoder": stack, "model.decoder": stack})
+    assert [line.partition(": ")[0] for line in lines] == ["model.encoder", "model.decoder"]
+
+
+def test_a_stack_has_as_many_blocks_as_its_mixer_has_numbers(tmp_path: Path) -> None:
+    overrides = {"model.encoder": {**ATTENTION, "windows": [0, 5, 0]}, "model.decoder.kernel_sizes": [3, 7]}
+    config = load_config(write(tmp_path, DATA), overrides).model
+    assert (config.encoder.reaches, config.decoder.reaches) == ([0, 5, 0], [3, 7])
 
 
 def test_mistakes_of_all_kinds_are_listed_together(tmp_path: Path) -> None:
@@ -145,6 +161,30 @@ def test_types_are_not_guessed(tmp_path: Path, value: object) -> None:
         ({"model.encoder.kernel_sizes": [3, 4]}, "encoder.kernel_sizes holds 4; a centred convolution needs odd"),
         ({"model.encoder.kernel_sizes": [-1]}, "encoder.kernel_sizes holds -1; a centred convolution needs odd"),
         ({"model.decoder.kernel_sizes": [3, 0]}, "decoder.kernel_sizes holds 0; expected positive numbers"),
+        ({"model.encoder": {**ATTENTION, "windows": [0, 4]}}, "encoder.windows holds 4; centred attention needs odd"),
+        ({"model.encoder": {**ATTENTION, "windows": [-1]}}, "encoder.windows holds -1; centred attention needs odd"),
+        ({"model.decoder": {**ATTENTION, "windows": [0, -2]}}, "decoder.windows holds -2; expected positive numbers"),
+        (
+            {"model.decoder": {**ATTENTION, "kernel_sizes": [3, 3]}},
+            (
+                "model.decoder: kernel_sizes do not belong to mixer = 'attention', which has windows; "
+                "mixer = 'attention' needs windows, a number for each block"
+            ),
+        ),
+        (
+            {"model.decoder": {"kernel_sizes": [3, 3], "windows": [0, 0]}},
+            "model.decoder: windows do not belong to mixer = 'dynamic', which has kernel_sizes",
+        ),
+        ({"model.encoder.glu": True}, "model.encoder: mixer = 'dynamic' needs kernel_sizes, a number for each block"),
+        (
+            {"model.decoder": {**ATTENTION, "windows": [0, 0], "glu": True}},
+            "model.decoder: glu belongs to convolutions, not to mixer = 'attention'",
+        ),
+        (
+            {"model.decoder": {**ATTENTION, "windows": [0, 0], "convolution_heads": 2}},
+            "model.decoder: convolution_heads belongs to convolutions, not to mixer = 'attention'",
+        ),
+        ({"model.decoder": {**ATTENTION, "windows": [0]}}, "a decoder of one block has nowhere to stop; set halting"),
         ({"model.decoder.kernel_sizes": [3]}, 'a decoder of one block has nowhere to stop; set halting = "none"'),
         ({"training.valid_depths": [1, 7]}, "training.valid_depths holds 7; the decoder has blocks 1 to 6"),
         ({"training.average_checkpoints": 6}, "training.average_checkpoints = 6 exceeds training.keep_checkpoints = 5"),
@@ -161,6 +201,14 @@ def test_contradictions_are_named(tmp_path: Path, overrides: dict[str, Any], exp
     [
         {"model.decoder.kernel_sizes": [3], "model.halting": "none"},
         {"model.decoder.kernel_sizes": [4, 2]},
+        {"model.encoder": {**ATTENTION, "windows": [0, 5]}, "model.decoder": {**ATTENTION, "windows": [4, 0, 1]}},
+        # Heads of convolutions are those of stacks that have them.
+        {
+            "model.dim": 6,
+            "model.attention_heads": 3,
+            "model.encoder": {**ATTENTION, "windows": [0]},
+            "model.decoder": {**ATTENTION, "windows": [0, 0]},
+        },
         {"training.valid_depths": [1, 6]},
         {"training.average_checkpoints": 6, "training.keep_checkpoints": 6},
     ],
@@ -219,6 +267,6 @@ def test_every_example_loads_and_builds(path: Path) -> None:
     """Its data need not be there; the width is cut to eight."""
     config = load_config(path, {"model.dim": 8})
     model = build_model(config.model, vocab_size=32)
-    assert len(model.encoder.blocks) == len(config.model.encoder.kernel_sizes)
-    assert len(model.decoder.blocks) == len(config.model.decoder.kernel_sizes)
+    assert len(model.encoder.blocks) == len(config.model.encoder.reaches)
+    assert len(model.decoder.blocks) == len(config.model.decoder.reaches)
     assert (model.decoder.halting_units is None) == (config.model.halting == "none")

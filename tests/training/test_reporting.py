@@ -5,7 +5,7 @@ from types import SimpleNamespace
 
 import pytest
 
-import edgeseq.training.reporting
+import edgeseq.progress
 from edgeseq.training.reporting import Reporter
 
 
@@ -33,7 +33,7 @@ def test_without_a_terminal_a_line_now_and_then_says_how_long_it_takes(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     now = 1000.0
-    monkeypatch.setattr(edgeseq.training.reporting, "time", SimpleNamespace(monotonic=lambda: now))
+    monkeypatch.setattr(edgeseq.progress, "time", SimpleNamespace(monotonic=lambda: now))
     with Reporter(tmp_path, "aligned", total_steps=120, step=20) as reporter:
         for step in range(21, 81):
             now += 1.5

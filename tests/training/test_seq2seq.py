@@ -1,6 +1,7 @@
 """The decoder with tokens that stopped early, against a decoder that moves token by token."""
 
 import dataclasses
+from typing import Any
 
 import pytest
 import torch
@@ -8,9 +9,11 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torch import Tensor
 
+from edgeseq.config import StackConfig
 from edgeseq.models import Decoder, Seq2Seq
 from edgeseq.models.seq2seq import source_bias_of
 from edgeseq.modules import DecoderBlock
+from pasts import past_of
 from ramp import greatest_difference, ramp
 from small_models import DECODER_KERNEL_SIZES, VOCAB_SIZE, small_model
 
@@ -19,8 +22,18 @@ BLOCKS = len(DECODER_KERNEL_SIZES)
 TOLERANCE = 1e-6
 CLEARLY = 1e-3
 
-MODELS = {norm: small_model(norm=norm) for norm in ("pre", "post")}
-both_norms = pytest.mark.parametrize("norm", MODELS)
+ATTENTION: dict[str, Any] = {
+    "encoder": StackConfig(mixer="attention", windows=[0, 3], feed_forward_dim=12),
+    "decoder": StackConfig(mixer="attention", windows=[3, 0, 1, 5], feed_forward_dim=12),
+}
+MODELS = {
+    "pre-norm": small_model(norm="pre"),
+    "post-norm": small_model(norm="post"),
+    "attention, pre-norm": small_model(norm="pre", **ATTENTION),
+    "attention, post-norm": small_model(norm="post", **ATTENTION),
+}
+PRE_NORM = ["pre-norm", "attention, pre-norm"]
+every_model = pytest.mark.parametrize("name", MODELS)
 TOKENS = torch.tensor([[2, *range(4, 3 + TIME)], [2, *range(14, 13 + TIME)]])
 DEPTHS = torch.tensor([[4, 1, 1, 1, 1, 1, 4, 2, 3], [1, 1, 4, 3, 2, 1, 2, 4, 1]])
 MEMORY = ramp(2, SOURCE, DIM, start=300)
@@ -48,7 +61,7 @@ class CopyRule:
         return torch.stack(rows)
 
     def _decode_row(self, decoder: Decoder, tokens: Tensor, memory: Tensor, bias: Tensor, depths: list[int]) -> Tensor:
-        columns: list[list[Tensor]] = [[] for _ in decoder.blocks]
+        columns: list[list[tuple[Tensor, ...]]] = [[] for _ in decoder.blocks]
         exits = []
         for position, (token, depth) in enumerate(zip(tokens, depths, strict=True)):
             x = decoder.embedding(token.view(1, 1), torch.tensor([position]))
@@ -56,15 +69,13 @@ class CopyRule:
                 assert isinstance(block, DecoderBlock)
                 own = columns[number - 1]
                 if number <= depth:
-                    length = block.kernel_size - 1
-                    padded = [torch.zeros(1, 1, DIM, dtype=x.dtype)] * length + own
-                    history = torch.cat(padded[len(padded) - length :], dim=1) if length else x[:, :0]
-                    x, exit_state, column = block.step(x, history, *block.cross_attention.project(memory), bias)
+                    past = past_of(block.mixer, own, x)
+                    x, exit_state, column = block.step(x, past, *block.cross_attention.project(memory), bias)
                 else:
                     copied = exit_state if self.copies_exit_state else x
-                    column = block.convolution_unit.columns(copied) if self.skips_norm else block.backfill(copied)
+                    column = block.mixer.columns(copied) if self.skips_norm else block.backfill(copied)
                     if self.leaves_zeros:
-                        column = torch.zeros_like(column)
+                        column = tuple(map(torch.zeros_like, column))
                 own.append(column)
             exits.append(exit_state[0, 0])
         return torch.stack(exits)
@@ -77,19 +88,20 @@ def at_own_depth(states: list[Tensor], depths: Tensor) -> Tensor:
 
 
 @torch.no_grad()
-@both_norms
-def test_copied_states_are_what_a_token_by_token_decoder_sees(norm: str) -> None:
+@every_model
+def test_copied_states_are_what_a_token_by_token_decoder_sees(name: str) -> None:
     assert set(DEPTHS.unique().tolist()) == set(range(1, BLOCKS + 1))
-    decoder = MODELS[norm].decoder
+    decoder = MODELS[name].decoder
     states = decoder(TOKENS, MEMORY, PADDING, DEPTHS)
     naive = CopyRule().decode(decoder, TOKENS, MEMORY, PADDING, DEPTHS)
     assert greatest_difference(at_own_depth(states, DEPTHS), naive) < TOLERANCE
 
 
 @torch.no_grad()
+@pytest.mark.parametrize("name", PRE_NORM)
 @given(depths=st.lists(st.integers(1, BLOCKS), min_size=1, max_size=TIME))
-def test_copied_states_hold_for_any_depths(depths: list[int]) -> None:
-    decoder = MODELS["pre"].decoder
+def test_copied_states_hold_for_any_depths(name: str, depths: list[int]) -> None:
+    decoder = MODELS[name].decoder
     tokens, chosen = TOKENS[:1, : len(depths)], torch.tensor([depths])
     states = decoder(tokens, MEMORY[:1], PADDING[:1], chosen)
     naive = CopyRule().decode(decoder, tokens, MEMORY[:1], PADDING[:1], chosen)
@@ -97,22 +109,23 @@ def test_copied_states_hold_for_any_depths(depths: list[int]) -> None:
 
 
 @torch.no_grad()
+@pytest.mark.parametrize("name", PRE_NORM)
 @pytest.mark.parametrize(
     "broken",
     [CopyRule(copies_exit_state=True), CopyRule(skips_norm=True), CopyRule(leaves_zeros=True)],
     ids=["exit state copied", "own norm forgotten", "nothing copied"],
 )
-def test_another_copy_rule_gives_other_states(broken: CopyRule) -> None:
+def test_another_copy_rule_gives_other_states(broken: CopyRule, name: str) -> None:
     """Control of the two equalities above."""
-    decoder = MODELS["pre"].decoder
+    decoder = MODELS[name].decoder
     states = at_own_depth(decoder(TOKENS, MEMORY, PADDING, DEPTHS), DEPTHS)
     assert greatest_difference(states, broken.decode(decoder, TOKENS, MEMORY, PADDING, DEPTHS)) > CLEARLY
 
 
 @torch.no_grad()
-@both_norms
-def test_without_depths_every_token_goes_through_all_blocks(norm: str) -> None:
-    decoder = MODELS[norm].decoder
+@every_model
+def test_without_depths_every_token_goes_through_all_blocks(name: str) -> None:
+    decoder = MODELS[name].decoder
     full = torch.full_like(DEPTHS, BLOCKS)
     for one, other in zip(decoder(TOKENS, MEMORY, PADDING), decoder(TOKENS, MEMORY, PADDING, full), strict=True):
         assert torch.equal(one, other)
@@ -122,7 +135,7 @@ def test_without_depths_every_token_goes_through_all_blocks(norm: str) -> None:
 
 @torch.no_grad()
 def test_fewer_blocks_give_the_first_exit_states() -> None:
-    decoder = MODELS["pre"].decoder
+    decoder = MODELS["pre-norm"].decoder
     everything = decoder(TOKENS, MEMORY, PADDING, DEPTHS)
     assert len(everything) == BLOCKS
     for blocks in range(1, BLOCKS):
@@ -132,9 +145,9 @@ def test_fewer_blocks_give_the_first_exit_states() -> None:
 
 
 @torch.no_grad()
-@both_norms
-def test_padding_of_the_source_changes_nothing(norm: str) -> None:
-    model = MODELS[norm]
+@every_model
+def test_padding_of_the_source_changes_nothing(name: str) -> None:
+    model = MODELS[name]
     source = torch.tensor([[5, 6, 7, 3]])
     expected = model(source, None, TOKENS[:1])[-1]
     padded = torch.cat((source, torch.zeros(1, 3, dtype=torch.int64)), dim=1)
