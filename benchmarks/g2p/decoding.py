@@ -17,31 +17,27 @@ from edgeseq_runtime.tokenizer import BOS_ID, EOS_ID
 ROWS = 64
 
 
-class UniformDepths:
+class UniformDepths(Engine):
     """An engine whose tokens stop at depths drawn uniformly from 1 to N (U in table 1 of Elbayad et al.)."""
 
-    def __init__(self, engine: Engine, blocks: int, seed: int) -> None:
-        self._engine = engine
-        self._blocks = blocks
+    def __init__(self, bundle: Bundle, seed: int) -> None:
+        super().__init__(bundle.path, bundle.manifest.model, device="cpu")
         self._generator = np.random.default_rng(seed)
 
-    def encode(self, sources: Sequence[Sequence[int]], policy: DepthPolicy) -> DecoderState:
-        """Encodes as the engine does."""
-        return self._engine.encode(sources, policy)
+    def step(
+        self,
+        state: DecoderState,
+        tokens: IntArray,
+        parents: IntArray | None = None,
+        depths: IntArray | None = None,
+    ) -> Step:
+        """Draws the depth of each token, unless it is given."""
+        if depths is None:
+            depths = self._generator.integers(1, self.full_depth + 1, size=len(tokens))
+        return super().step(state, tokens, parents, depths)
 
-    def adopt(self, state: DecoderState, rows: IntArray, other: DecoderState, other_rows: IntArray) -> None:
-        """Hands rows over as the engine does."""
-        self._engine.adopt(state, rows, other, other_rows)
 
-    def step(self, state: DecoderState, tokens: IntArray, parents: IntArray | None = None) -> Step:
-        """Draws the depth of each token, whatever the policy says."""
-        depths = self._generator.integers(1, self._blocks + 1, size=len(tokens))
-        return self._engine.step(state, tokens, parents, depths)
-
-
-def decode(
-    bundle: Bundle, engine: Engine | UniformDepths, words: Sequence[str], policy: DepthPolicy
-) -> list[Hypothesis]:
+def decode(bundle: Bundle, engine: Engine, words: Sequence[str], policy: DepthPolicy) -> list[Hypothesis]:
     """Decodes greedily, as `Translator.translate` does."""
     sources = [source_ids(bundle, word) for word in words]
     order = sorted(range(len(sources)), key=lambda index: -len(sources[index]))

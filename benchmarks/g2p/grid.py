@@ -59,20 +59,27 @@ class Predictor:
     target: str = "depth"
 
     @property
+    def stops_above_threshold(self) -> bool:
+        """Whether it says after each block whether to stop; if not, it chooses a depth."""
+        return self.kind in {"halting", "certainty"}
+
+    @property
     def paper_rule(self) -> str:
         """The depth policy of the paper: τ = 0.5, or the likeliest depth."""
-        return f"{self.name}:0.5" if self.kind == "halting" else self.name
+        return f"{self.name}:0.5" if self.stops_above_threshold else self.name
 
 
 FAMILIES = {
     "shared": {"kind": "halting", "units": "shared"},
     "per-block": {"kind": "halting"},
     "gain": {"kind": "halting", "target": "gain"},
+    "certainty": {"kind": "certainty", "target": "gain"},
     "multinomial": {"kind": "multinomial"},
     "sequence": {"kind": "sequence"},
 }
 """Predictors: halting by one unit as the paper prints it, by a unit per block, by a unit per block that learns whether
-to go on is worth it; a depth chosen after block 1; a depth chosen for the sentence."""
+to go on is worth it, and by one of these that reads how certain the exit is; a depth chosen after block 1; a depth
+chosen for the sentence."""
 
 ORACLES = ("likelihood", "correctness", "agreement")
 
@@ -116,9 +123,9 @@ def predictors_setting(chosen: list[Predictor]) -> str:
 
 
 FIXED = [str(depth) for depth in range(1, BLOCKS + 1)]
-THRESHOLDS = (0.2, 0.35, 0.5, 0.65, 0.8, 0.9, 0.95)
+THRESHOLDS = (0.3, 0.5, 0.65, 0.75, 0.85, 0.9, 0.95)
 QUANTILES = (0.3, 0.5, 0.7, 0.9)
-CONFIDENCES = (0.3, 0.5, 0.7, 0.8, 0.9, 0.95, 0.99)
+CONFIDENCES = (0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.85)
 
 
 def swept_predictors() -> list[Predictor]:
@@ -128,7 +135,7 @@ def swept_predictors() -> list[Predictor]:
 
 def thresholds_of(predictor: Predictor) -> tuple[float, ...]:
     """Lists what a predictor's signal is compared with."""
-    return THRESHOLDS if predictor.kind == "halting" else QUANTILES
+    return THRESHOLDS if predictor.stops_above_threshold else QUANTILES
 
 
 def predictor_policies() -> list[str]:
@@ -141,7 +148,7 @@ def predictor_policies() -> list[str]:
 
 def forcing_policies() -> list[str]:
     """Lists the depth policies under which free-running and teacher-forced depth are compared."""
-    return [*(swept.paper_rule for swept in swept_predictors()), "confidence:0.5", "confidence:0.9"]
+    return [*(swept.paper_rule for swept in swept_predictors()), "confidence:0.5", "confidence:0.8"]
 
 
 JOINT_RUNS = {

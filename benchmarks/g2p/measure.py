@@ -116,9 +116,7 @@ def evaluate_uniform(cell: Cell, name: str) -> dict[str, object]:
     """Measures a bundle at depths that are drawn uniformly for each token."""
     words, references = read_words(cell.data / "test.src", cell.data / "test.refs.tsv")
     bundle = load_bundle(cell.bundle(name))
-    engine = Engine(bundle.path, bundle.manifest.model, device="cpu")
-    random = UniformDepths(engine, bundle.manifest.model.decoder_blocks, cell.seed)
-    found = decode(bundle, random, words, bundle.policy("full"))
+    found = decode(bundle, UniformDepths(bundle, cell.seed), words, bundle.policy("full"))
     rates = score_error_rates([bundle.tokenizer.decode(hypothesis.tokens) for hypothesis in found], references)
     depths = [depth for hypothesis in found for depth in hypothesis.depths]
     return {

@@ -140,8 +140,7 @@ def test_uniform_depths_occur_equally_often(bundle: Path, monkeypatch: pytest.Mo
     from decoding import UniformDepths, decode
 
     loaded = load_bundle(bundle)
-    engine = Engine(loaded.path, loaded.manifest.model, device="cpu")
-    random = UniformDepths(engine, 6, seed=1)
+    random = UniformDepths(loaded, seed=1)
     words = [" ".join(letters) for letters in itertools.islice(itertools.product(PHONES, repeat=4), 200)]
     counts = Counter(depth for found in decode(loaded, random, words, loaded.policy("full")) for depth in found.depths)
     total = sum(counts.values())
