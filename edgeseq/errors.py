@@ -18,3 +18,7 @@ class DataError(EdgeseqError):
 
 class CheckpointError(EdgeseqError):
     """A run folder or checkpoint is missing, incomplete, or does not fit the model."""
+
+
+class CalibrationError(EdgeseqError):
+    """A calibration cannot be made: too little text, or levels or losses out of range."""

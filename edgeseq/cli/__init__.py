@@ -24,6 +24,7 @@ COMMANDS = {
     "export": "Turn a trained run into a bundle of ONNX graphs.",
     "translate": "Translate text, one line out per line in.",
     "evaluate": "Measure a bundle's quality, depth and speed on a test set.",
+    "calibrate": "Find a bundle's fastest depth policies on this machine.",
     "inspect": "Show what a bundle holds.",
 }
 """Each command with the line that describes it in ``edgeseq --help``."""

@@ -87,9 +87,11 @@ def command(
 
 
 def _policies(translator: Translator, depths: tuple[str, ...]) -> tuple[str, ...]:
+    from edgeseq_runtime.policy_names import DEFAULT_POINT
+
     if depths:
         return depths
-    return ("full", "adaptive") if translator.manifest.operating_points else ("full",)
+    return ("full", "adaptive") if DEFAULT_POINT in translator.bundle.operating_points else ("full",)
 
 
 def _table(results: Sequence[PolicyResult | PolicyErrorRates]) -> list[str]:

@@ -8,6 +8,7 @@ import click
 
 if TYPE_CHECKING:
     from edgeseq_runtime.bundle import Bundle
+    from edgeseq_runtime.calibration import Calibration, MeasuredPolicy
     from edgeseq_runtime.manifest import Manifest, ModelFacts
 
 _LABEL_WIDTH = 11
@@ -37,6 +38,7 @@ def summarise(bundle: "Bundle") -> dict[str, object]:
         "sha256": bundle.sha256,
         "size_bytes": _size_bytes(bundle.manifest),
         "manifest": bundle.manifest.model_dump(mode="json"),
+        "calibration": None if bundle.calibration is None else bundle.calibration.model_dump(mode="json"),
     }
 
 
@@ -59,8 +61,10 @@ def describe(bundle: "Bundle") -> Iterator[str]:
     for entry in manifest.predictors:
         units = {1: "one unit for all blocks"}.get(entry.rows, f"{entry.rows} units")
         yield _field("Predictor", f"{entry.name}: {entry.kind}, {units}; learnt {entry.training}")
-    yield _field("Depths", "; ".join(available_policies(manifest)))
+    yield _field("Depths", "; ".join(available_policies(manifest, bundle.calibration)))
     yield from _describe_quality(manifest)
+    if bundle.calibration is not None:
+        yield from _describe_calibration(bundle.calibration)
     yield from _describe_graphs(manifest)
 
 
@@ -118,6 +122,34 @@ def _describe_quality(manifest: "Manifest") -> Iterator[str]:
     ]
     header = ("depth", "BLEU", "chrF", "average depth", "sentences", "BLEU at full depth")
     yield from _table(header, rows)
+
+
+def _describe_calibration(calibration: "Calibration") -> Iterator[str]:
+    machine = calibration.machine
+    yield ""
+    yield (
+        f"Calibrated on {calibration.created}: {calibration.sentences:,} sentences; times at batch size "
+        f"{machine.batch_size}, {machine.provider}, {machine.threads} of {machine.cpu_count} threads"
+    )
+    rows: list[tuple[str, MeasuredPolicy]] = [("full", calibration.full_depth)]
+    rows += [(f"adaptive:{point.name} = {point.policy}", point) for point in calibration.points]
+    yield from _table(
+        ("depth", "BLEU", "chrF", "average depth", "MFLOP/token", "ms/sentence"),
+        [
+            (
+                name,
+                f"{row.bleu:.1f}",
+                f"{row.chrf:.1f}",
+                f"{row.average_depth:.2f}",
+                f"{row.flops_per_token / 1e6:.2f}",
+                f"{row.ms_per_sentence:.2f}",
+            )
+            for name, row in rows
+        ],
+    )
+    for point in calibration.points:
+        if point.guarantee is not None:
+            yield f"  adaptive:{point.name}: {point.guarantee.describe()}"
 
 
 def _describe_graphs(manifest: "Manifest") -> Iterator[str]:

@@ -154,7 +154,7 @@ def _run_policies(
             depth=policy.name,
             average_depth=sum(used) / max(len(used), 1),
             depth_shares=_shares(used, translator.manifest.model.decoder_blocks),
-            flops=_count_flops(translator, translations, policy),
+            flops=count_flops(translator, translations, policy),
             sentences=len(sources),
             tokens=len(used),
             seconds=seconds,
@@ -169,7 +169,8 @@ def _shares(depths: Sequence[int], blocks: int) -> list[float]:
     return [counts[block] / max(len(depths), 1) for block in range(1, blocks + 1)]
 
 
-def _count_flops(translator: Translator, translations: Sequence[Translation], policy: DepthPolicy) -> DecoderFlops:
+def count_flops(translator: Translator, translations: Sequence[Translation], policy: DepthPolicy) -> DecoderFlops:
+    """Adds up the decoder FLOPs of translations that a policy made."""
     total = DecoderFlops()
     for translation in translations:
         total += decoder_flops(translator.manifest.model, translation.source_pieces, translation.depths, policy)

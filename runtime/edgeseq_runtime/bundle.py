@@ -6,6 +6,7 @@ of another model is refused before onnxruntime sees a graph. Creating sessions i
 """
 
 import hashlib
+import os
 import stat
 from collections.abc import Iterable
 from dataclasses import dataclass
@@ -13,6 +14,7 @@ from pathlib import Path
 
 import numpy as np
 
+from edgeseq_runtime.calibration import CALIBRATION_FILE, Calibration, parse_calibration
 from edgeseq_runtime.errors import BundleError, InputError
 from edgeseq_runtime.manifest import (
     MANIFEST_FILE,
@@ -24,7 +26,7 @@ from edgeseq_runtime.manifest import (
     TensorSpec,
 )
 from edgeseq_runtime.policy import DepthPolicy
-from edgeseq_runtime.policy_names import parse_policy
+from edgeseq_runtime.policy_names import operating_points, parse_policy
 from edgeseq_runtime.predictors import CertaintyUnits, DepthClassifier, HaltingUnits, Predictor
 from edgeseq_runtime.safetensors import read_safetensors
 from edgeseq_runtime.signatures import GraphSignature, expected_signatures
@@ -32,6 +34,7 @@ from edgeseq_runtime.tokenizer import Tokenizer
 
 MAX_MANIFEST_BYTES = 4 << 20
 MAX_PREDICTORS_BYTES = 64 << 20
+MAX_CALIBRATION_BYTES = 1 << 20
 _CHUNK_BYTES = 1 << 20
 
 
@@ -46,6 +49,7 @@ class Bundle:
             stands for the whole bundle.
         tokenizer: Its tokenizer.
         predictors: Weights of its depth predictors by name.
+        calibration: What was measured of it on a machine; None where it was not.
     """
 
     path: Path
@@ -53,10 +57,16 @@ class Bundle:
     sha256: str
     tokenizer: Tokenizer
     predictors: dict[str, Predictor]
+    calibration: Calibration | None
+
+    @property
+    def operating_points(self) -> dict[str, str]:
+        """Policies by name; see :func:`edgeseq_runtime.policy_names.operating_points`."""
+        return operating_points(self.manifest, self.calibration)
 
     def policy(self, text: str | int) -> DepthPolicy:
         """Parse a depth policy as :func:`edgeseq_runtime.policy_names.parse_policy` does."""
-        return parse_policy(text, self.manifest, self.predictors)
+        return parse_policy(text, self.manifest, self.predictors, self.calibration)
 
 
 def load_bundle(path: str | Path) -> Bundle:
@@ -73,12 +83,14 @@ def load_bundle(path: str | Path) -> Bundle:
     for entry in manifest.entries:
         _check_file(folder, entry)
     _check_signatures(manifest, folder)
+    sha256 = hashlib.sha256(data).hexdigest()
     return Bundle(
         path=folder,
         manifest=manifest,
-        sha256=hashlib.sha256(data).hexdigest(),
+        sha256=sha256,
         tokenizer=_read_tokenizer(folder, manifest),
         predictors=_read_predictors(folder, manifest),
+        calibration=_read_calibration(folder, sha256),
     )
 
 
@@ -201,6 +213,16 @@ def _read_tokenizer(folder: Path, manifest: Manifest) -> Tokenizer:
             f"{path} has {tokenizer.vocab_size} pieces, but the manifest says {manifest.tokenizer.pieces}"
         )
     return tokenizer
+
+
+def _read_calibration(folder: Path, sha256: str) -> Calibration | None:
+    path = folder / CALIBRATION_FILE
+    if not os.path.lexists(path):
+        return None
+    size = _regular_file_size(folder, CALIBRATION_FILE)
+    if size > MAX_CALIBRATION_BYTES:
+        raise BundleError(f"{path} has {size} bytes, expected at most {MAX_CALIBRATION_BYTES}")
+    return parse_calibration(path.read_bytes(), path, sha256)
 
 
 def _read_predictors(folder: Path, manifest: Manifest) -> dict[str, Predictor]:

@@ -365,12 +365,21 @@ class Manifest(_Record):
         try:
             return cls.model_validate_json(data)
         except ValidationError as error:
-            problems = [
-                f"  {'.'.join(str(part) for part in problem['loc']) or 'manifest'}: "
-                f"{problem['msg'].removeprefix('Value error, ')}"
-                for problem in error.errors(include_url=False)
-            ]
-            raise BundleError(f"{name} is not valid ({len(problems)} problems):\n" + "\n".join(problems)) from error
+            raise BundleError(f"{name} is not valid {list_problems(error, 'manifest')}") from error
+
+
+def list_problems(error: ValidationError, whole: str) -> str:
+    """Say what is wrong with a file, a line each: ``(2 problems):`` and so on.
+
+    Args:
+        error: What pydantic found.
+        whole: Where a problem lies that is in no field.
+    """
+    problems = [
+        f"  {'.'.join(str(part) for part in problem['loc']) or whole}: {problem['msg'].removeprefix('Value error, ')}"
+        for problem in error.errors(include_url=False)
+    ]
+    return f"({len(problems)} problems):\n" + "\n".join(problems)
 
 
 def _refuse_repeats(what: str, names: list[str]) -> None:

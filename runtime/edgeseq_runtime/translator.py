@@ -128,6 +128,11 @@ class Translator:
         return self._bundle.manifest
 
     @property
+    def engine(self) -> Engine:
+        """The bundle's graphs, for measurements that look inside a decode."""
+        return self._engine
+
+    @property
     def policy(self) -> DepthPolicy:
         """The depth policy of calls that name none."""
         return self._policy
@@ -260,8 +265,7 @@ class Translator:
         return self._stream_pieces(source, options) if source else iter(())
 
     def _default_depth(self) -> str:
-        points = self._bundle.manifest.operating_points
-        return "adaptive" if any(point.name == DEFAULT_POINT for point in points) else "full"
+        return "adaptive" if DEFAULT_POINT in self._bundle.operating_points else "full"
 
     def _resolve(self, depth: str | int | None) -> DepthPolicy:
         return self._policy if depth is None else self._bundle.policy(depth)

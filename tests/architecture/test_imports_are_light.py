@@ -38,6 +38,12 @@ def test_translating_and_selecting_for_a_student_needs_no_torch() -> None:
     assert not loaded & (TRAINING - {"edgeseq"})
 
 
+def test_evaluation_and_calibration_need_no_torch() -> None:
+    loaded = loaded_by("import edgeseq.evaluation.calibration, edgeseq.evaluation.policies")
+    assert {"edgeseq", "sacrebleu"} <= loaded
+    assert not loaded & (TRAINING - {"edgeseq"})
+
+
 def test_runtime_package_itself_loads_no_dependency() -> None:
     loaded = loaded_by("import edgeseq_runtime")
     assert not loaded & (TRAINING | HEAVY)

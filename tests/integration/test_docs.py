@@ -15,18 +15,19 @@ REPOSITORY = Path(__file__).resolve().parents[2]
 PAGES = [REPOSITORY / "README.md", REPOSITORY / "export" / "README.md", REPOSITORY / "runtime" / "README.md"]
 
 # A shell function in place of the command: the same program, and training of some seconds on what a teacher makes of
-# some lines.
+# some lines; few of them calibrate.
 SHELL = """
 set -euo pipefail
 edgeseq() {{
     local few=""
     if [ "$1" = distill ]; then few="--src few.en --tgt few.de"; fi
+    if [ "$1" = calibrate ]; then few="--src few.en --ref few.de --proposals 2 --rounds 1"; fi
     if [ "$1" = train ] || [ "$1" = distill ]; then
         command "{program}" "$@" $few --set training.epochs=0.2 --set halting.epochs=0.2 \\
             --set training.valid_sentences=10 --set model.dim=32 --set "model.decoder.kernel_sizes=[3,5]" \\
             --set "model.encoder.kernel_sizes=[3]" --set data.vocab_size=500
     else
-        command "{program}" "$@"
+        command "{program}" "$@" $few
     fi
 }}
 {commands}

@@ -1,0 +1,175 @@
+"""What every exit would have said: texts decoded at full depth, all exits and predictors asked at each token.
+
+Dimensions: T generated tokens of a text, N decoder blocks, R rows of a batch.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+
+import numpy as np
+
+from edgeseq_runtime.arrays import FloatArray, IntArray
+from edgeseq_runtime.bundle import Bundle
+from edgeseq_runtime.engine import Engine
+from edgeseq_runtime.manifest import THRESHOLD_KINDS
+from edgeseq_runtime.policy import largest_probability
+from edgeseq_runtime.predictors import CertaintyUnits, DepthClassifier, HaltingUnits, Predictor, mean_memory
+from edgeseq_runtime.search import Emission, greedy_steps, output_limit
+from edgeseq_runtime.state import padded_length
+from edgeseq_runtime.tokenizer import BOS_ID, EOS_ID, PAD_ID
+from edgeseq_runtime.translator import MAX_BATCH_POSITIONS, MAX_SOURCE_PIECES
+
+
+@dataclass(frozen=True, eq=False)
+class Probe:
+    """One text, decoded at full depth."""
+
+    source: list[int]
+    """Ids, EOS included; empty for blank text, and so is all the rest."""
+    tokens: list[int]
+    """Ids of the T generated tokens, EOS included unless the greatest length came first."""
+    choices: IntArray
+    """(T, N): the token that each exit takes for the best, had all tokens before been those of full depth."""
+    confidence: FloatArray
+    """(T, N): its probability; below N the largest of all pieces, as the policy of that name has it."""
+    signals: dict[str, FloatArray]
+    """What each predictor of the bundle says: kinds halting and certainty (T, N-1) their chi; multinomial (T, N) and
+    sequence (N,) its distribution over depths."""
+
+
+def probe_texts(bundle: Bundle, engine: Engine, texts: Sequence[str], batch_size: int = 32) -> list[Probe]:
+    """Decodes texts greedily at full depth and records what each exit and each predictor would have said.
+
+    Args:
+        bundle: the bundle.
+        engine: its graphs.
+        texts: blank ones generate nothing. What a Translator would cut off is cut off.
+        batch_size: texts decoded at once.
+
+    Returns:
+        One probe per text, in order. On the CPU it does not depend on the other texts.
+    """
+    sources = [_source_ids(bundle, text) for text in texts]
+    kinds = {entry.name: entry.kind for entry in bundle.manifest.predictors}
+    blocks = bundle.manifest.model.decoder_blocks
+    probes: dict[int, Probe] = {}
+    waiting = sorted((index for index, source in enumerate(sources) if source), key=lambda index: len(sources[index]))
+    while waiting:
+        # Longest first, and few of the long, as a Translator does.
+        places = min(batch_size, MAX_BATCH_POSITIONS // padded_length(len(sources[waiting[-1]])))
+        batch = [waiting.pop() for _ in range(min(max(places, 1), len(waiting)))]
+        recorder = _Recorder(blocks, bundle.predictors, kinds)
+        probes |= zip(batch, recorder.decode(engine, [sources[index] for index in batch]), strict=True)
+    return [probes.get(index) or _blank(blocks, kinds) for index in range(len(texts))]
+
+
+@dataclass
+class _Recorder:
+    """A depth policy that stops nowhere and notes what could have been said and decided.
+
+    One decodes one batch, in which every row goes through every block at every step: the arrays that it is shown
+    hold the rows of the step's emission, in order.
+    """
+
+    blocks: int
+    predictors: Mapping[str, Predictor]
+    kinds: Mapping[str, str]
+    name: str = "probe"
+    reads_logits: bool = True
+    choices: list[IntArray] = field(default_factory=list)
+    """Of the current step, one (R,) per block that has run; the others alike."""
+    confidence: list[FloatArray] = field(default_factory=list)
+    stopping: dict[str, list[FloatArray]] = field(default_factory=dict)
+    multinomial: dict[str, FloatArray] = field(default_factory=dict)
+    sequence: dict[str, FloatArray] = field(default_factory=dict)
+    """Of the batch, (R, N) each."""
+
+    def limits(self, memory: FloatArray, lengths: IntArray) -> IntArray:
+        means = mean_memory(memory, lengths)
+        for name, predictor in self.predictors.items():
+            if isinstance(predictor, DepthClassifier) and self.kinds[name] == "sequence":
+                self.sequence[name] = predictor.probabilities(means)
+        return np.full(len(lengths), self.blocks, dtype=np.int64)
+
+    def decides(self, block: int) -> bool:
+        return block < self.blocks
+
+    def plan(self, block: int, exit_states: FloatArray, logits: FloatArray | None) -> IntArray:
+        assert logits is not None, "this policy reads logits"
+        self.confidence.append(largest_probability(logits))
+        allowed = logits.copy()
+        allowed[:, [PAD_ID, BOS_ID]] = -np.inf
+        self.choices.append(allowed.argmax(axis=-1))
+        for name, predictor in self.predictors.items():
+            if isinstance(predictor, HaltingUnits):
+                self.stopping.setdefault(name, []).append(predictor.probabilities(block, exit_states))
+            elif isinstance(predictor, CertaintyUnits):
+                self.stopping.setdefault(name, []).append(predictor.probabilities(block, logits))
+            elif block == 1 and self.kinds[name] == "multinomial":
+                self.multinomial[name] = predictor.probabilities(exit_states)
+        return np.full(len(exit_states), self.blocks, dtype=np.int64)
+
+    def decision_flops(self, block: int) -> int:
+        del block
+        return 0
+
+    def decode(self, engine: Engine, sources: list[list[int]]) -> list[Probe]:
+        """Decodes a batch of sources, none of which waits for another to end."""
+        limits = [output_limit(len(source)) for source in sources]
+        rows: list[list[_Row]] = [[] for _ in sources]
+        for step in greedy_steps(engine, sources, self, limits, want_scores=True):
+            for sentence, row in zip(step.sentences.tolist(), self._take_rows(step), strict=True):
+                rows[sentence].append(row)
+        return [self._probe(index, source, rows[index]) for index, source in enumerate(sources)]
+
+    def _take_rows(self, step: Emission) -> list[_Row]:
+        """What was noted during a step, by row; then the next step begins."""
+        assert step.log_probabilities is not None, "scores were asked for"
+        choices = np.stack([*self.choices, step.tokens], axis=1)
+        confidence = np.stack([*self.confidence, np.exp(step.log_probabilities)], axis=1)
+        signals = {name: np.stack(parts, axis=1) for name, parts in self.stopping.items()} | self.multinomial
+        self.choices, self.confidence, self.stopping, self.multinomial = [], [], {}, {}
+        return [
+            _Row(choices[row], confidence[row], {name: signal[row] for name, signal in signals.items()})
+            for row in range(len(choices))
+        ]
+
+    def _probe(self, index: int, source: list[int], rows: list[_Row]) -> Probe:
+        names = rows[0].signals
+        choices = np.stack([row.choices for row in rows])
+        return Probe(
+            source=source,
+            tokens=choices[:, -1].tolist(),
+            choices=choices,
+            confidence=np.stack([row.confidence for row in rows]),
+            signals={name: np.stack([row.signals[name] for row in rows]) for name in names}
+            | {name: distributions[index] for name, distributions in self.sequence.items()},
+        )
+
+
+@dataclass(frozen=True)
+class _Row:
+    """One token."""
+
+    choices: IntArray  # (N,)
+    confidence: FloatArray  # (N,)
+    signals: dict[str, FloatArray]  # halting and certainty (N-1,), multinomial (N,)
+
+
+def _source_ids(bundle: Bundle, text: str) -> list[int]:
+    ids = bundle.tokenizer.encode(text)[:MAX_SOURCE_PIECES]
+    return [*ids, EOS_ID] if ids else []
+
+
+def _blank(blocks: int, kinds: Mapping[str, str]) -> Probe:
+    stopping = dict.fromkeys(THRESHOLD_KINDS, (0, blocks - 1))
+    shapes: dict[str, tuple[int, ...]] = {**stopping, "multinomial": (0, blocks), "sequence": (blocks,)}
+    return Probe(
+        source=[],
+        tokens=[],
+        choices=np.zeros((0, blocks), dtype=np.int64),
+        confidence=np.zeros((0, blocks), dtype=np.float32),
+        signals={name: np.zeros(shapes[kind], dtype=np.float32) for name, kind in kinds.items()},
+    )

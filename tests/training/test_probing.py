@@ -1,0 +1,121 @@
+"""Probes: what each exit and each predictor would have said along a decode at full depth."""
+
+import numpy as np
+import pytest
+import torch
+
+from edgeseq.evaluation.probing import Probe, probe_texts
+from edgeseq_runtime import Translator
+from edgeseq_runtime.tokenizer import BOS_ID, PAD_ID
+from predictor_bundle import write_predictor_bundle
+from tiny_bundle import tiny_model, tiny_sentences
+
+TEXTS = [*tiny_sentences(40, seed=3), "", "  "]
+BLOCKS = 4
+
+
+@pytest.fixture(scope="module")
+def translator(tmp_path_factory: pytest.TempPathFactory) -> Translator:
+    return Translator(write_predictor_bundle(tmp_path_factory.mktemp("probing") / "tiny.bundle"), device="cpu")
+
+
+@pytest.fixture(scope="module")
+def probes(translator: Translator) -> list[Probe]:
+    return probe_texts(translator.bundle, translator.engine, TEXTS, batch_size=8)
+
+
+@torch.no_grad()
+def ask_torch(probe: Probe) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+    """Logits of each exit (T, N, V), exit states (T, N, d) and memory (S, d), of the torch model at full depth."""
+    model = tiny_model()
+    memory = model.encoder(torch.tensor([probe.source]), None)
+    fed = torch.tensor([[BOS_ID, *probe.tokens[:-1]]])
+    states = model.decoder(fed, memory, None)
+    logits = [model.decoder.exit_heads(state, block) for block, state in enumerate(states, start=1)]
+    return torch.stack(logits, dim=2)[0], torch.stack(states, dim=2)[0], memory[0]
+
+
+def test_tokens_are_those_of_full_depth(translator: Translator, probes: list[Probe]) -> None:
+    tokenizer = translator.bundle.tokenizer
+    for text, probe in zip(TEXTS, probes, strict=True):
+        expected = translator.translate(text, depth="full")
+        assert tokenizer.pieces(probe.tokens) == expected.tokens
+        assert probe.choices[:, -1].tolist() == probe.tokens
+        assert len(probe.source) == expected.source_pieces
+    lengths = {len(probe.tokens) for probe in probes}
+    assert len(lengths) > 4, "sentences must end one before another, or rows never change places"
+
+
+def test_choices_and_confidence_are_those_of_each_exit(probes: list[Probe]) -> None:
+    """Along the same tokens, torch's exits say the same."""
+    others = 0
+    for probe in probes[:20]:
+        logits = ask_torch(probe)[0].double()
+        probabilities = logits.softmax(-1)
+        np.testing.assert_allclose(probe.confidence[:, :-1], probabilities[:, :-1].amax(-1).numpy(), atol=1e-5)
+        chosen = probabilities[range(len(probe.tokens)), -1, probe.tokens]
+        np.testing.assert_allclose(probe.confidence[:, -1], chosen.numpy(), atol=1e-5)
+        logits[..., [PAD_ID, BOS_ID]] = -torch.inf
+        best = logits.topk(2).values
+        clear = (best[..., 0] - best[..., 1] > 1e-4).numpy()
+        assert clear.mean() > 0.99
+        assert (probe.choices == logits.argmax(-1).numpy())[clear].all()
+        others += int((probe.choices != probe.choices[:, -1:]).sum())
+    assert others, "exits that all agree tell nothing apart"
+
+
+def test_signals_are_those_of_each_predictor(translator: Translator, probes: list[Probe]) -> None:
+    predictors = translator.bundle.predictors
+    for probe in probes[:20]:
+        _, states, memory = (tensor.numpy() for tensor in ask_torch(probe))
+        weight, bias = predictors["halting"].weight, predictors["halting"].bias
+        chi = 1 / (1 + np.exp(-((states[:, :-1] * weight).sum(-1) + bias)))
+        np.testing.assert_allclose(probe.signals["halting"], chi, atol=1e-5)
+        for name, read in (("multinomial", states[:, 0]), ("sequence", memory.mean(0))):
+            logits = read @ predictors[name].weight.T + predictors[name].bias
+            expected = np.exp(logits) / np.exp(logits).sum(-1, keepdims=True)
+            np.testing.assert_allclose(probe.signals[name], expected, atol=1e-5)
+
+
+def test_a_probe_does_not_depend_on_the_other_texts(translator: Translator, probes: list[Probe]) -> None:
+    for index in (0, 7, 23):
+        single = probe_texts(translator.bundle, translator.engine, TEXTS[index : index + 1])[0]
+        assert equal(single, probes[index])
+    assert not equal(probes[0], probes[7])  # control: rows of another text would be seen
+
+
+def equal(one: Probe, other: Probe) -> bool:
+    """Whether two probes hold the same bits."""
+    signals = all(np.array_equal(one.signals[name], other.signals[name]) for name in one.signals)
+    same = np.array_equal(one.choices, other.choices) and np.array_equal(one.confidence, other.confidence)
+    return one.tokens == other.tokens and same and signals
+
+
+@pytest.mark.parametrize("name", ["halting", "confidence", "multinomial", "sequence"])
+def test_policies_choose_the_first_depth_by_these_signals(
+    name: str, translator: Translator, probes: list[Probe]
+) -> None:
+    """Before the first token nothing has been skipped, so a decode with the policy sees what the probe saw."""
+    texts = len(TEXTS) - 2
+    by_name = {
+        "halting": lambda probe: probe.signals["halting"][0],
+        "confidence": lambda probe: probe.confidence[0, :-1],
+        "multinomial": lambda probe: probe.signals["multinomial"][0].cumsum()[:-1],
+        "sequence": lambda probe: probe.signals["sequence"].cumsum()[:-1],
+    }
+    signals = np.stack([by_name[name](probe) for probe in probes[:texts]])
+    spread = int(np.ptp(signals, axis=0).argmax())
+    threshold = float(np.median(signals[:, spread]))  # of an even number of texts: between two values
+    stops = signals > threshold
+    expected = np.where(stops.any(axis=1), stops.argmax(axis=1), BLOCKS - 1) + 1
+    results = translator.translate(TEXTS[:texts], depth=f"{name}:{threshold:.9f}")
+    assert [result.depths[0] for result in results] == expected.tolist()
+    assert len(set(expected.tolist())) > 1, "a policy that always chooses the same shows nothing"
+
+
+def test_blank_text_generates_nothing(probes: list[Probe]) -> None:
+    for probe in probes[-2:]:
+        assert (probe.source, probe.tokens) == ([], [])
+        assert probe.choices.shape == probe.confidence.shape == (0, BLOCKS)
+        shapes = {name: signal.shape for name, signal in probe.signals.items()}
+        assert shapes == {"halting": (0, BLOCKS - 1), "multinomial": (0, BLOCKS), "sequence": (BLOCKS,)}
