@@ -82,7 +82,7 @@ def stop_by_choice(model: Seq2Seq, name: str, quantile: float | None = None) -> 
     Args:
         model: has a predictor of that name.
         name: of the predictor.
-        quantile: None for the likeliest depth; else the lowest whose cumulative probability reaches it.
+        quantile: None for the likeliest depth; else the lowest whose cumulative probability reaches it, N at 1.
     """
     predictor = model.predictor(name)
     blocks = len(model.decoder.blocks)
@@ -91,7 +91,8 @@ def stop_by_choice(model: Seq2Seq, name: str, quantile: float | None = None) -> 
         q = predictor.log_distribution([state.unsqueeze(1) for state in states], mean).squeeze(1).exp()
         if quantile is None:
             return q.argmax(-1) + 1
-        return 1 + (q.cumsum(-1)[:, :-1] < quantile).sum(-1)
+        goes_on = (q.cumsum(-1)[:, :-1] < quantile) | (quantile == 1)
+        return 1 + goes_on.sum(-1)
 
     return StopRule(blocks, choose)
 

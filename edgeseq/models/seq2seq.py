@@ -106,6 +106,13 @@ def scale_gradient(x: Tensor, factor: float) -> Tensor:
     return constant + (x - constant) * factor
 
 
+class _Predictors(nn.ModuleDict):
+    """Takes any name, those of a module's own methods too."""
+
+    def __setitem__(self, name: str, predictor: nn.Module) -> None:
+        self._modules[name] = predictor
+
+
 class Seq2Seq(nn.Module):
     """A translator: everything that is trained."""
 
@@ -113,7 +120,7 @@ class Seq2Seq(nn.Module):
         super().__init__()
         self.encoder = encoder
         self.decoder = decoder
-        self.predictors = nn.ModuleDict(predictors)
+        self.predictors = _Predictors(predictors)
 
     def predictor(self, name: str) -> DepthPredictor:
         """Returns a depth predictor by its name."""

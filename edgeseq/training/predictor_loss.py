@@ -101,7 +101,8 @@ class PredictorLoss:
 
     def __call__(self, predictor: DepthPredictor, observed: ExitObservations) -> tuple[Tensor, dict[str, Tensor]]:
         """Computes the mean loss per decision; logs the mean depths of oracle and predictor."""
-        exit_states = [state.float() for state in observed.exit_states]
+        dtype = next(predictor.parameters()).dtype  # a cache has half precision
+        exit_states = [state.to(dtype) for state in observed.exit_states]
         log_q = predictor.log_distribution(exit_states, observed.mean_memory, observed.certainty)
         valid = observed.labels != PAD_ID
         scores, costs = observed.scores(self.oracle), self.costs.to(valid.device)

@@ -223,6 +223,13 @@ class OperatingPoint(_Record):
     sentences: PositiveInt
     full_depth_bleu: Measure
 
+    @field_validator("policy")
+    @classmethod
+    def _check_policy(cls, policy: str) -> str:
+        if policy.partition(":")[0] == "adaptive":  # it could even name itself
+            raise ValueError(f"{policy!r} is an operating point; expected a policy, not the name of another point")
+        return policy
+
 
 class DepthQuality(_Record):
     """What a depth policy gave on the validation set."""

@@ -266,7 +266,7 @@ def choose_depths(probabilities: FloatArray, quantile: float | None) -> IntArray
     Args:
         probabilities: (rows, N).
         quantile: None for the depth of greatest probability, the lower one of equals; else the
-            lowest depth whose cumulative probability is at least this, from 0 to 1.
+            lowest depth whose cumulative probability is at least this, from 0 to 1; 1 is depth N.
 
     Returns:
         (rows,), from 1 to N.
@@ -274,8 +274,8 @@ def choose_depths(probabilities: FloatArray, quantile: float | None) -> IntArray
     if quantile is None:
         likeliest: IntArray = probabilities.argmax(axis=-1) + 1
         return likeliest
-    # The last sum may fall short of 1 by rounding, and of a quantile of 1 with it.
-    reached = probabilities.cumsum(axis=-1)[:, :-1] >= quantile
+    # Rounding takes sums to 1 too early, or leaves them short of it: at a quantile of 1 it must not decide.
+    reached = (probabilities.cumsum(axis=-1)[:, :-1] >= quantile) & (quantile < 1)
     depths: IntArray = np.where(reached.any(axis=-1), reached.argmax(axis=-1), probabilities.shape[-1] - 1) + 1
     return depths
 

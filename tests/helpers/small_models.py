@@ -1,15 +1,28 @@
 """Whole models of a few hundred parameters, built the way training builds them."""
 
+from collections.abc import Sequence
 from typing import Any
 
 import torch
+from torch import Tensor
 
-from edgeseq.config import ModelConfig, StackConfig
+from edgeseq.config import ModelConfig, PredictorConfig, StackConfig
 from edgeseq.models import Seq2Seq, build_model
+from edgeseq.modules import DepthPredictor, HaltingUnits
+from edgeseq.modules.predictors import mean_memory
 from ramp import fill_with_ramp
 
 VOCAB_SIZE = 24
 DECODER_KERNEL_SIZES = [3, 1, 5, 4]
+
+HALTING = PredictorConfig(kind="halting")
+PREDICTORS = (
+    HALTING,
+    PredictorConfig(name="shared", kind="halting", units="shared"),
+    PredictorConfig(kind="multinomial"),
+    PredictorConfig(name="sentence", kind="sequence"),
+)
+"""One of each kind; some have a name of their own."""
 
 
 def small_config(**changes: Any) -> ModelConfig:
@@ -24,19 +37,38 @@ def small_config(**changes: Any) -> ModelConfig:
     return ModelConfig(**settings | changes)
 
 
-def small_model(vocab_size: int = VOCAB_SIZE, **changes: Any) -> Seq2Seq:
+def small_model(
+    vocab_size: int = VOCAB_SIZE, predictors: Sequence[PredictorConfig] = (HALTING,), **changes: Any
+) -> Seq2Seq:
     """That model in evaluation mode, float64, filled with ramps."""
-    return fill_with_ramp(build_model(small_config(**changes), vocab_size).to(torch.float64)).eval()
+    model = build_model(small_config(**changes), vocab_size, predictors)
+    return fill_with_ramp(model.to(torch.float64)).eval()
 
 
 @torch.no_grad()
-def balance_halting_units(model: Seq2Seq) -> Seq2Seq:
-    """Sets the units' biases so that each stops about half of the tokens of an arbitrary text at χ = 0.5."""
-    units = model.decoder.halting_units
-    assert units is not None
+def balance_predictors(model: Seq2Seq) -> Seq2Seq:
+    """Sets biases so that every depth occurs among the tokens, and among the sentences, of an arbitrary text.
+
+    Each halting unit then stops about half of the tokens at χ = 0.5; classifiers have no favourite depth.
+    """
     vocab_size = model.decoder.embedding.table.num_embeddings
-    tokens = 4 + torch.arange(64).mul(7).remainder(vocab_size - 4).view(8, 8)
-    states = model(tokens, None, tokens.flip(1))
-    units.bias.zero_()
-    units.bias.copy_(-units(states).flatten(0, -2).median(dim=0).values)
+    tokens = 4 + torch.arange(256).square().div(7, rounding_mode="floor").remainder(vocab_size - 4).view(32, 8)
+    memory = model.encoder(tokens, None)
+    states = model.decoder(tokens.flip(1), memory, None)
+    for name in model.predictors:
+        predictor = model.predictor(name)
+        predictor.bias.zero_()
+        if isinstance(predictor, HaltingUnits):
+            logits = predictor(states).flatten(0, -2)
+            own = logits.median(dim=0).values if len(predictor.bias) > 1 else logits.median()
+            predictor.bias.copy_(-own)
+        else:
+            scores = _scores(predictor, states, memory)
+            predictor.weight.mul_(1.5 / (scores - scores.mean(dim=0)).std())
+            predictor.bias.copy_(-_scores(predictor, states, memory).mean(dim=0))
     return model
+
+
+def _scores(classifier: DepthPredictor, states: list[Tensor], memory: Tensor) -> Tensor:
+    """Log-probabilities of all depths, (tokens or sentences, N)."""
+    return classifier.log_distribution(states, mean_memory(memory, None)).flatten(0, 1)

@@ -9,11 +9,12 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from edgeseq.config import HaltingConfig, StackConfig, TrainingConfig
+from edgeseq.config import ScheduleConfig, StackConfig, TrainingConfig
 from edgeseq.data.batching import Batch, plan_epoch
 from edgeseq.data.corpus import ParallelCorpus
 from edgeseq.models import Seq2Seq
-from edgeseq.training.objectives import AlignedExits, HaltingOnFrozenTrunk, JointHalting, Objective
+from edgeseq.training.objectives import AlignedExits, JointObjective, MixedExits, Objective
+from edgeseq.training.predictor_loss import PredictorLoss
 from edgeseq.training.trainer import Phase, Trainer
 from edgeseq_runtime.tokenizer import EOS_ID, Tokenizer
 from small_corpora import SENTENCES, corpus_of
@@ -64,7 +65,7 @@ def make_trainer(
 
 
 def make_phase(name: str, steps: int, trainer: Trainer, objective: Objective | None = None, **changes: Any) -> Phase:
-    """A phase `aligned`, `frozen` or `joint` of so many optimiser steps."""
+    """A phase `aligned`, `mixed` or `joint` of so many optimiser steps."""
     epochs = steps * trainer.config.accumulation / steps_per_epoch(trainer)
     settings: dict[str, Any] = {
         "learning_rate": 0.01,
@@ -72,17 +73,17 @@ def make_phase(name: str, steps: int, trainer: Trainer, objective: Objective | N
         "epochs": epochs,
         "average_checkpoints": trainer.config.average_checkpoints,
     }
-    return Phase(name, objective or make_objective(name), HaltingConfig(**settings | changes))
+    return Phase(name, objective or make_objective(name), ScheduleConfig(**settings | changes))
 
 
 def make_objective(name: str) -> Objective:
     """The objective of a phase by its name here."""
     aligned = AlignedExits([1 / BLOCKS] * BLOCKS, True, 0.1)
-    frozen = HaltingOnFrozenTrunk("likelihood", "depth", 0.0, 0.05)
+    predictor_loss = PredictorLoss("likelihood", "depth", 0.0, 0.05, [1.0, 2.0, 3.0])
     objectives: dict[str, Objective] = {
         "aligned": aligned,
-        "frozen": frozen,
-        "joint": JointHalting(aligned, frozen, 0.3),
+        "mixed": MixedExits(2, 0.1),
+        "joint": JointObjective(aligned, "halting", predictor_loss, 0.3),
     }
     return objectives[name]
 

@@ -6,6 +6,7 @@ occur, sentences end by eos, and nothing is trained.
 
 import io
 import json
+from collections.abc import Sequence
 from functools import cache
 from pathlib import Path
 
@@ -15,9 +16,9 @@ import sentencepiece
 import torch
 from torch import nn
 
-from edgeseq.config import ModelConfig, StackConfig
+from edgeseq.config import ModelConfig, PredictorConfig, StackConfig
 from edgeseq.models import Seq2Seq, build_model
-from edgeseq_export.facts import model_facts
+from edgeseq_export.facts import model_facts, predictor_entry
 from edgeseq_export.graphs import split_model
 from edgeseq_export.onnx_graphs import write_graph
 from edgeseq_runtime._version import __version__
@@ -34,8 +35,23 @@ from edgeseq_runtime.manifest import (
     TokenizerFacts,
 )
 from edgeseq_runtime.tokenizer import BOS_ID, EOS_ID, PAD_ID, UNK_ID
+from small_models import balance_predictors
 
 VOCAB_SIZE = 60
+
+PREDICTORS = (
+    PredictorConfig(kind="halting"),
+    PredictorConfig(name="shared", kind="halting", units="shared"),
+    PredictorConfig(kind="multinomial"),
+    PredictorConfig(name="by-sentence", kind="sequence"),
+)
+"""One of each kind; some have a name of their own."""
+
+POLICIES = [
+    *("full", "2", "halting:0.5", "halting:0.4,0.6,0.5", "halting:0.3@2", "shared:0.5", "confidence:0.1"),
+    *("confidence:0.08,0.12@1,3", "multinomial", "multinomial:0.6", "by-sentence", "by-sentence:0.7"),
+]
+"""Depth policies of every kind that a tiny bundle has."""
 
 _WORDS = (
     "a the dog cat bird tree house river snow sun play plays run runs see sees old young "
@@ -73,7 +89,7 @@ def tiny_sentences(number: int, *, longest: int = 12, seed: int = 0) -> list[str
 
 
 def tiny_facts(**changes: object) -> ModelFacts:
-    """Facts of the tiny model: 4 blocks of unequal reach, per-block halting units."""
+    """Facts of the tiny model: 4 blocks of unequal reach."""
     facts: dict[str, object] = {
         "dim": 16,
         "heads": 2,
@@ -82,7 +98,6 @@ def tiny_facts(**changes: object) -> ModelFacts:
         "decoder_reaches": [3, 5, 1, 7],
         "head": "tied",
         "norm": "pre",
-        "halting": "per_block",
         "parameters": 1000,
         "feed_forward_dim": 32,
         "mixer": "dynamic",
@@ -92,17 +107,18 @@ def tiny_facts(**changes: object) -> ModelFacts:
     return ModelFacts.model_validate(facts | changes)
 
 
-def tiny_model(*, seed: int = 1, **changes: object) -> Seq2Seq:
+def tiny_model(*, seed: int = 1, predictors: Sequence[PredictorConfig] = PREDICTORS, **changes: object) -> Seq2Seq:
     """Build the model of a tiny bundle, in evaluation mode; the same arguments give the same weights.
 
     Args:
         seed: Of the weights.
+        predictors: What it has; the other weights do not depend on it.
         changes: Model facts that differ from those of :func:`tiny_facts`.
     """
     facts = tiny_facts(**changes)
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
-        model = build_model(_config(facts), facts.vocab_size)
+        model = build_model(_config(facts), facts.vocab_size, predictors)
         _roughen(model)
     built = model_facts(_config(facts), model, facts.vocab_size)
     assert built == facts.model_copy(update={"parameters": built.parameters}), "the model is not what its facts say"
@@ -129,7 +145,6 @@ def _config(facts: ModelFacts) -> ModelConfig:
         norm=facts.norm,
         head=facts.head,
         tied_embeddings=False,  # or each token's best successor would be itself
-        halting=facts.halting,
         dropout=0.0,
     )
 
@@ -145,13 +160,19 @@ def _roughen(model: Seq2Seq) -> None:
             module.weight.mul_(2)
     for weight in model.decoder.exit_heads.weights:
         weight[EOS_ID] *= 2  # or few sentences would end before their maximum length
-    units = model.decoder.halting_units
-    if units is not None:
-        units.weight.copy_(torch.randn_like(units.weight) * 0.5)
+    for name in model.predictors:
+        predictor = model.predictor(name)
+        predictor.weight.copy_(torch.randn_like(predictor.weight) * 0.5)
+    balance_predictors(model)
 
 
 def write_tiny_bundle(
-    path: Path, *, seed: int = 1, operating_point: str | None = "halting:0.5", **changes: object
+    path: Path,
+    *,
+    seed: int = 1,
+    operating_point: str | None = "halting:0.5",
+    predictors: Sequence[PredictorConfig] = PREDICTORS,
+    **changes: object,
 ) -> Path:
     """Write a bundle.
 
@@ -159,10 +180,11 @@ def write_tiny_bundle(
         path: The folder to make.
         seed: Of the weights.
         operating_point: Policy of the default operating point; None leaves it out.
+        predictors: What it has.
         changes: Model facts that differ from those of :func:`tiny_facts`.
     """
     facts = tiny_facts(**changes)
-    model = tiny_model(seed=seed, **changes)
+    model = tiny_model(seed=seed, predictors=predictors, **changes)
     path.mkdir(parents=True)
     graphs = []
     for part in split_model(model, facts):
@@ -170,9 +192,8 @@ def write_tiny_bundle(
         graphs.append(describe_graph(path, part.signature))
     (path / "tokenizer.model").write_bytes(tiny_tokenizer())
     files = [describe_file(path, "tokenizer.model", "tokenizer")]
-    units = model.decoder.halting_units
-    if units is not None:
-        tensors = {"halting.weight": units.weight.detach().numpy(), "halting.bias": units.bias.detach().numpy()}
+    if predictors:
+        tensors = {name: tensor.detach().numpy() for name, tensor in model.predictors.named_parameters()}
         (path / "predictors.safetensors").write_bytes(safetensors_bytes(tensors))
         files.append(describe_file(path, "predictors.safetensors", "predictors"))
     points = []
@@ -194,6 +215,7 @@ def write_tiny_bundle(
         graphs=graphs,
         files=files,
         tokenizer=TokenizerFacts(pieces=VOCAB_SIZE),
+        predictors=[predictor_entry(config, model, joint=False) for config in predictors],
         operating_points=points,
         quality=[],
         parity=ParityReport(

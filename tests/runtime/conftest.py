@@ -21,7 +21,7 @@ def _one_thread() -> Iterator[None]:
 
 @pytest.fixture(scope="session")
 def tiny_bundle(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A bundle of four blocks with per-block halting units. Not to be changed: copy it."""
+    """A bundle of four blocks with predictors of every kind. Not to be changed: copy it."""
     return write_tiny_bundle(tmp_path_factory.mktemp("tiny") / "tiny.bundle")
 
 

@@ -15,9 +15,10 @@ from edgeseq_runtime.errors import InputError
 from edgeseq_runtime.policy import DepthPolicy, FixedDepth
 from edgeseq_runtime.search import Hypothesis, greedy
 from edgeseq_runtime.tokenizer import BOS_ID, EOS_ID, PAD_ID
+from tiny_bundle import tiny_facts
 
 VOCAB = 7
-POLICY = FixedDepth(1, "1")
+POLICY = FixedDepth("1", tiny_facts(), 1)
 
 
 @dataclass
@@ -40,6 +41,8 @@ def depth_after(path: Sequence[int]) -> int:
 class Paths:
     """A decoder whose state is each row's path."""
 
+    full_depth = 3
+
     def encode(self, sources: Sequence[Sequence[int]], policy: DepthPolicy) -> list[list[int]]:
         assert policy is POLICY
         return [[source[0]] for source in sources]
@@ -48,7 +51,14 @@ class Paths:
         for row, other_row in zip(rows.tolist(), other_rows.tolist(), strict=True):
             state[row] = list(other[other_row])
 
-    def step(self, state: list[list[int]], tokens: IntArray, parents: IntArray | None = None) -> Scored:
+    def step(
+        self,
+        state: list[list[int]],
+        tokens: IntArray,
+        parents: IntArray | None = None,
+        depths: IntArray | None = None,
+    ) -> Scored:
+        assert depths is None
         if parents is not None:
             state[:] = [list(state[parent]) for parent in parents.tolist()]
         for path, token in zip(state, tokens.tolist(), strict=True):

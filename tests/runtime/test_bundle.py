@@ -15,6 +15,8 @@ from edgeseq_runtime.bundle import file_sha256, load_bundle
 from edgeseq_runtime.errors import BundleError
 from edgeseq_runtime.manifest import MANIFEST_FILE
 from edgeseq_runtime.policy import FixedDepth
+from edgeseq_runtime.predictors import DepthClassifier, HaltingUnits
+from linear import linear
 from tiny_bundle import safetensors_bytes, write_tiny_bundle
 
 
@@ -57,14 +59,21 @@ def test_whole_bundle_is_loaded(bundle: Path) -> None:
     assert loaded.path == bundle
     assert loaded.sha256 == file_sha256(bundle / MANIFEST_FILE)
     assert loaded.tokenizer.vocab_size == loaded.manifest.model.vocab_size
-    assert loaded.halting is not None
-    assert loaded.halting.weight.shape == (3, 16)
-    assert loaded.policy("2") == FixedDepth(2, "2")
+    assert [
+        (name, type(predictor), linear(predictor).weight.shape) for name, predictor in loaded.predictors.items()
+    ] == [
+        ("halting", HaltingUnits, (3, 16)),
+        ("shared", HaltingUnits, (1, 16)),
+        ("multinomial", DepthClassifier, (4, 16)),
+        ("by-sentence", DepthClassifier, (4, 16)),
+    ]
+    assert isinstance(loaded.policy("2"), FixedDepth)
 
 
-def test_bundle_without_halting_units_is_loaded(tmp_path: Path) -> None:
-    bundle = write_tiny_bundle(tmp_path / "b", halting="none", operating_point=None)
-    assert load_bundle(bundle).halting is None
+def test_bundle_without_predictors_is_loaded(tmp_path: Path) -> None:
+    bundle = write_tiny_bundle(tmp_path / "b", predictors=(), operating_point=None)
+    assert not (bundle / "predictors.safetensors").exists()
+    assert load_bundle(bundle).predictors == {}
 
 
 @pytest.mark.parametrize("name", ["absent.bundle", "file"])
@@ -150,7 +159,7 @@ def test_missing_and_additional_blocks_are_named(bundle: Path) -> None:
     def change(content: dict[str, Any]) -> None:
         content["graphs"] = [graph for graph in content["graphs"] if graph["file"] != "cross_2.onnx"]
         content["model"]["decoder_reaches"] = [3, 5, 1]
-        content["model"]["halting"] = "shared"
+        content["predictors"] = [entry for entry in content["predictors"] if entry["rows"] == 1]
 
     edit_manifest(bundle, change)
     message = refusal(bundle)
@@ -183,15 +192,44 @@ def test_tokenizer_of_another_size_is_refused(bundle: Path) -> None:
     assert "tokenizer.model has 60 pieces, but the manifest says 61" in refusal(bundle)
 
 
+EXPECTED = {
+    "halting.weight": (3, 16),
+    "halting.bias": (3,),
+    "shared.weight": (1, 16),
+    "shared.bias": (1,),
+    "multinomial.weight": (4, 16),
+    "multinomial.bias": (4,),
+    "by-sentence.weight": (4, 16),
+    "by-sentence.bias": (4,),
+}
+
+
+def weights(**changes: np.ndarray | None) -> bytes:
+    """Predictors of zeros; changes by name, with _ for the dot, None for a missing one."""
+    tensors: dict[str, np.ndarray | None] = {name: np.zeros(shape) for name, shape in EXPECTED.items()}
+    tensors |= {name.replace("_", "."): tensor for name, tensor in changes.items()}
+    return safetensors_bytes({name: tensor for name, tensor in tensors.items() if tensor is not None})
+
+
+def test_predictors_of_zeros_are_accepted(bundle: Path) -> None:
+    """Control of the refusals below."""
+    replace_file(bundle, "predictors.safetensors", weights())
+    assert not linear(load_bundle(bundle).predictors["shared"]).weight.any()
+
+
 @pytest.mark.parametrize(
-    ("weight", "bias", "message"),
+    ("changes", "message"),
     [
-        (np.zeros((2, 16)), np.zeros(3), "holds {'halting.weight': (2, 16), 'halting.bias': (3,)}"),
-        (np.full((3, 16), np.nan), np.zeros(3), "holds weights that are not finite"),
-        (np.zeros((3, 16)), np.full(3, np.inf), "holds weights that are not finite"),
+        ({"halting_weight": np.zeros((2, 16))}, "holds {'halting.weight': (2, 16), 'halting.bias': (3,)"),
+        ({"shared_bias": None}, "'shared.weight': (1, 16), 'multinomial.weight': (4, 16)"),
+        ({"other_bias": np.zeros(1)}, "'other.bias': (1,)}, expected {'halting.weight': (3, 16)"),
+        ({"multinomial_weight": np.full((4, 16), np.nan)}, "holds weights that are not finite: export the model again"),
+        ({"shared_bias": np.full(1, np.inf)}, "holds weights that are not finite"),
     ],
 )
-def test_wrong_halting_weights_are_refused(bundle: Path, weight: np.ndarray, bias: np.ndarray, message: str) -> None:
-    data = safetensors_bytes({"halting.weight": weight, "halting.bias": bias})
-    replace_file(bundle, "predictors.safetensors", data)
-    assert message in refusal(bundle)
+def test_wrong_predictors_are_refused(bundle: Path, changes: dict[str, np.ndarray | None], message: str) -> None:
+    replace_file(bundle, "predictors.safetensors", weights(**changes))
+    text = refusal(bundle)
+    assert message in text
+    if "holds {" in text:
+        assert text.endswith(f"expected {EXPECTED}")

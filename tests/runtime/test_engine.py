@@ -8,11 +8,11 @@ import numpy as np
 import pytest
 
 from eager_engine import EagerEngine
-from edgeseq_runtime.engine import Engine
+from edgeseq_runtime.engine import Engine, Step
 from edgeseq_runtime.errors import BundleError, InputError
 from edgeseq_runtime.manifest import ModelFacts
 from edgeseq_runtime.places import Layout, StepPlaces
-from edgeseq_runtime.policy import DepthPolicy, FixedDepth, Halting, HaltingUnits
+from edgeseq_runtime.policy import FixedDepth
 from edgeseq_runtime.sessions import Graph
 from edgeseq_runtime.state import BlockState, DecoderState
 from edgeseq_runtime.tokenizer import BOS_ID, EOS_ID
@@ -37,7 +37,7 @@ MODELS: dict[str, dict[str, object]] = {
         "head": "untied",
     },
     "attention in windows and without": {"mixer": "attention", "glu": False, "decoder_reaches": [6, 0, 40]},
-    "a single block": {"decoder_reaches": [3], "halting": "none", "operating_point": None},
+    "a single block": {"decoder_reaches": [3], "predictors": (), "operating_point": None},
 }
 
 
@@ -47,9 +47,9 @@ class Case:
     def __init__(self, folder: Path, changes: dict[str, object]) -> None:
         write_tiny_bundle(folder, **changes)  # type: ignore[arg-type]
         self.folder = folder
-        facts = {name: value for name, value in changes.items() if name != "operating_point"}
-        self.facts = tiny_facts(**facts)
-        self.model = tiny_model(**facts)  # type: ignore[arg-type]
+        settings = {name: value for name, value in changes.items() if name != "operating_point"}
+        self.facts = tiny_facts(**{name: value for name, value in settings.items() if name != "predictors"})
+        self.model = tiny_model(**settings)  # type: ignore[arg-type]
         generator = np.random.default_rng(0)
         lengths = generator.integers(1, 14, 9)
         vocabulary = (4, self.facts.vocab_size)
@@ -62,12 +62,15 @@ class Case:
         self.depths = generator.integers(1, deepest + 1, (STEPS, rows))
         self.depths[generator.random((STEPS, rows)) < 0.7] = 1
 
+    def fixed(self, depth: int = 1) -> FixedDepth:
+        return FixedDepth(str(depth), self.facts, depth)
+
     def engine(self, kind: type[Engine] = Engine) -> Engine:
         return kind(self.folder, self.facts, device="cpu")
 
     def logits(self, engine: Engine, rows: list[int]) -> np.ndarray:
         """Feed the rows their tokens at their depths: (steps, rows, vocab)."""
-        state = engine.encode([self.sources[row] for row in rows], FixedDepth(1, "1"))
+        state = engine.encode([self.sources[row] for row in rows], self.fixed())
         return np.stack(
             [
                 engine.step(state, tokens[rows], depths=depths[rows]).logits
@@ -161,11 +164,11 @@ def break_copied_state(monkeypatch: pytest.MonkeyPatch) -> None:
     """Copy the exit state upward in place of the last state."""
     original = Engine._run_blocks
 
-    def run(self: Engine, state: DecoderState, places: StepPlaces, depths: np.ndarray | None) -> np.ndarray:
+    def run(self: Engine, state: DecoderState, places: StepPlaces, depths: np.ndarray | None) -> Step:
         cells = places.own_cells[:, 0]
-        used = original(self, state, places, depths)
+        step = original(self, state, places, depths)
         state.states[cells] = state.exit_states
-        return used
+        return step
 
     monkeypatch.setattr(Engine, "_run_blocks", run)
 
@@ -276,7 +279,7 @@ def select_at_random(case: Case) -> tuple[list[Past], np.ndarray]:
     """Step while rows are dropped, repeated and reordered; give the rows' pasts and their last logits."""
     engine = case.engine()
     generator = np.random.default_rng(5)
-    state = engine.encode(case.sources, FixedDepth(1, "1"))
+    state = engine.encode(case.sources, case.fixed())
     pasts: list[Past] = [(row, [], []) for row in case.everyone]
     parents = None
     for step in range(STEPS):
@@ -349,7 +352,7 @@ def test_skipped_blocks_are_not_run(either: Case, monkeypatch: pytest.MonkeyPatc
     """A fixed depth runs nothing above it: no block, no keys and values."""
     runs = record_runs(monkeypatch)
     engine = either.engine()
-    state = engine.encode(either.sources[:2], FixedDepth(2, "2"))
+    state = engine.encode(either.sources[:2], either.fixed(2))
     for tokens in either.tokens[:3, :2]:
         assert engine.step(state, tokens).depths.tolist() == [2, 2]
     files = [file for file, _ in runs]
@@ -364,7 +367,7 @@ def test_blocks_run_on_the_rows_that_go_on_and_no_others(plain: Case, monkeypatc
     """One call each, backfill included; none where all rows have stopped."""
     runs = record_runs(monkeypatch)
     engine = plain.engine()
-    state = engine.encode(plain.sources[:6], FixedDepth(1, "1"))
+    state = engine.encode(plain.sources[:6], plain.fixed())
     for depths in ([1, 1, 1, 1, 1, 1], [1, 4, 1, 2, 1, 2], [3, 3, 3, 3, 3, 3]):
         runs.clear()
         engine.step(state, plain.tokens[0, :6], depths=np.array(depths))
@@ -384,7 +387,7 @@ def test_backfill_is_lazy_and_bounded(plain: Case, monkeypatch: pytest.MonkeyPat
 
     monkeypatch.setattr(StepPlaces, "block_indices", indices)
     engine = plain.engine()
-    state = engine.encode(plain.sources[:1], FixedDepth(1, "1"))
+    state = engine.encode(plain.sources[:1], plain.fixed())
     for depth, expected in ((1, [0]), (1, [0]), (4, [0, 2, 0, 2]), *[(1, [0])] * 9, (2, [0, 4]), (4, [0, 0, 0, 6])):
         reads.clear()
         engine.step(state, plain.tokens[0, :1], depths=np.array([depth]))
@@ -395,7 +398,7 @@ def test_keys_and_values_are_computed_once_per_row(plain: Case, monkeypatch: pyt
     """Rows enter block 4 one after another; when half of them has, the rest comes along."""
     runs = record_runs(monkeypatch)
     engine = plain.engine()
-    state = engine.encode(plain.sources[:6], FixedDepth(1, "1"))
+    state = engine.encode(plain.sources[:6], plain.fixed())
     for deep in ([0], [0], [3], [1, 3], [5], [0, 1, 2, 3, 4, 5]):
         depths = np.ones(6, dtype=np.int64)
         depths[deep] = 4
@@ -403,49 +406,13 @@ def test_keys_and_values_are_computed_once_per_row(plain: Case, monkeypatch: pyt
     assert [rows for file, rows in runs if file == "cross_4.onnx"] == [1, 1, 4]
 
 
-def test_policy_decides_after_each_block(plain: Case) -> None:
-    """The engine asks, where the policy decides, on the rows that go on, in order; the answers become the depths."""
-    asked: list[tuple[int, int]] = []
-
-    class Alternate:
-        name = "alternate"
-
-        def decides(self, block: int) -> bool:
-            return block != 2
-
-        def stops(self, block: int, exit_states: np.ndarray) -> np.ndarray:
-            asked.append((block, len(exit_states)))
-            return np.arange(len(exit_states)) % 2 == 0
-
-    engine = plain.engine()
-    state = engine.encode(plain.sources[:8], Alternate())
-    assert engine.step(state, plain.tokens[0, :8]).depths.tolist() == [1, 3, 1, 4, 1, 3, 1, 4]
-    assert asked == [(1, 8), (3, 4)]
-
-
-def test_halting_depths_do_not_depend_on_the_batch(plain: Case) -> None:
-    generator = np.random.default_rng(7)
-    units = HaltingUnits(generator.standard_normal((3, 16)).astype(np.float32), np.zeros(3, dtype=np.float32))
-    policy: DepthPolicy = Halting(units, 0.5)
-    engine = plain.engine()
-
-    def depths(rows: list[int]) -> np.ndarray:
-        state = engine.encode([plain.sources[row] for row in rows], policy)
-        return np.stack([engine.step(state, tokens[rows]).depths for tokens in plain.tokens])
-
-    batched = depths(plain.everyone)
-    assert set(batched.ravel()) == {1, 2, 3, 4}
-    for row in plain.everyone:
-        np.testing.assert_array_equal(depths([row])[:, 0], batched[:, row])
-
-
 def give_rows_away(case: Case) -> Iterator[tuple[np.ndarray, list[Past]]]:
     """Step while rows begin anew with longer and shorter sources; give logits and pasts now and then."""
     engine = case.engine()
     rows = 3
     generator = np.random.default_rng(6)
-    state = engine.encode(case.sources[:rows], FixedDepth(1, "1"))
-    other = engine.encode(case.sources, FixedDepth(1, "1"))
+    state = engine.encode(case.sources[:rows], case.fixed())
+    other = engine.encode(case.sources, case.fixed())
     pasts: list[Past] = [(row, [], []) for row in range(rows)]
     for step in range(STEPS):
         if step % 9 == 4:
@@ -513,13 +480,13 @@ def test_control_such_a_row_is_seen_where_it_attends_to_its_past(
 def test_rings_of_all_positions_follow_the_farthest_row(unbounded: Case) -> None:
     """They double at positions 16 and 32, and are short again when all rows have begun anew."""
     engine = unbounded.engine()
-    state = engine.encode(unbounded.sources[:2], FixedDepth(1, "1"))
+    state = engine.encode(unbounded.sources[:2], unbounded.fixed())
     capacities = []
     for tokens, depths in zip(unbounded.tokens[:40, :2], unbounded.depths[:40, :2], strict=True):
         engine.step(state, tokens, depths=depths)
         capacities.append(len(state.states) // 2)
     assert capacities == [16] * 16 + [32] * 16 + [64] * 8
-    other = engine.encode(unbounded.sources[2:4], FixedDepth(1, "1"))
+    other = engine.encode(unbounded.sources[2:4], unbounded.fixed())
     engine.adopt(state, np.array([1]), other, np.array([0]))
     logits = engine.step(state, unbounded.tokens[0, :2], depths=np.array([4, 4])).logits
     assert len(state.states) // 2 == 64, "row 0 still needs its past"
@@ -551,10 +518,10 @@ def test_bits_do_not_depend_on_how_far_other_rows_are(unbounded: Case) -> None:
     """A row whose mate is 40 positions ahead has longer rings than alone."""
     engine = unbounded.engine()
     alone = unbounded.logits(engine, [1])[:12, 0]
-    state = engine.encode([unbounded.sources[0]] * 2, FixedDepth(1, "1"))
+    state = engine.encode([unbounded.sources[0]] * 2, unbounded.fixed())
     for tokens in unbounded.tokens[:40, :2]:
         engine.step(state, tokens, depths=np.array([2, 2]))
-    engine.adopt(state, np.array([1]), engine.encode([unbounded.sources[1]], FixedDepth(1, "1")), np.array([0]))
+    engine.adopt(state, np.array([1]), engine.encode([unbounded.sources[1]], unbounded.fixed()), np.array([0]))
     for tokens, depths, expected in zip(unbounded.tokens[:12, :2], unbounded.depths[:12, :2], alone, strict=True):
         found = engine.step(state, tokens, depths=depths).logits[1]
         assert len(state.states) // 2 == 64
@@ -564,11 +531,11 @@ def test_bits_do_not_depend_on_how_far_other_rows_are(unbounded: Case) -> None:
 def replace_the_only_row_that_was_deep(case: Case) -> tuple[np.ndarray, np.ndarray]:
     """Logits of a row that enters block 4, begins anew, and enters it again; and those of the new sentence alone."""
     engine = case.engine()
-    state = engine.encode(case.sources[:4], FixedDepth(1, "1"))
+    state = engine.encode(case.sources[:4], case.fixed())
     engine.step(state, case.tokens[0, :4], depths=np.array([1, 1, 4, 1]))
-    engine.adopt(state, np.array([2]), engine.encode(case.sources[5:7], FixedDepth(1, "1")), np.array([1]))
+    engine.adopt(state, np.array([2]), engine.encode(case.sources[5:7], case.fixed()), np.array([1]))
     found = engine.step(state, case.tokens[0, :4], depths=np.array([1, 1, 4, 1])).logits[2]
-    alone = engine.encode([case.sources[6]], FixedDepth(1, "1"))
+    alone = engine.encode([case.sources[6]], case.fixed())
     return found, engine.step(alone, case.tokens[0, [2]], depths=np.array([4])).logits[0]
 
 
@@ -596,8 +563,8 @@ def test_a_row_alone_computes_only_what_it_enters(plain: Case, monkeypatch: pyte
     runs = record_runs(monkeypatch)
     engine = plain.engine()
     for rows, expected in ((1, 0), (2, 4)):
-        state = engine.encode(plain.sources[:rows], FixedDepth(1, "1"))
-        other = engine.encode(plain.sources[:3], FixedDepth(1, "1"))
+        state = engine.encode(plain.sources[:rows], plain.fixed())
+        other = engine.encode(plain.sources[:3], plain.fixed())
         engine.step(state, plain.tokens[0, :rows], depths=np.full(rows, 4))
         runs.clear()
         for number in (0, 1):
@@ -610,7 +577,7 @@ def test_decodes_share_an_engine_and_nothing_else(either: Case) -> None:
     engine = either.engine()
     expected = either.logits(engine, [0, 1, 2]), either.logits(engine, [3, 4])
     groups = ([0, 1, 2], [3, 4])
-    states = [engine.encode([either.sources[row] for row in rows], FixedDepth(1, "1")) for rows in groups]
+    states = [engine.encode([either.sources[row] for row in rows], either.fixed()) for rows in groups]
     for step, (tokens, depths) in enumerate(zip(either.tokens, either.depths, strict=True)):
         for number, (state, rows) in enumerate(zip(states, groups, strict=True)):
             logits = engine.step(state, tokens[rows], depths=depths[rows]).logits
@@ -620,7 +587,7 @@ def test_decodes_share_an_engine_and_nothing_else(either: Case) -> None:
 def test_what_a_step_gives_is_not_overwritten_by_the_next(plain: Case) -> None:
     """State is updated in place, results are not."""
     engine = plain.engine()
-    state = engine.encode(plain.sources[:2], FixedDepth(4, "full"))
+    state = engine.encode(plain.sources[:2], plain.fixed(4))
     first = engine.step(state, plain.tokens[0, :2])
     logits, depths = first.logits.copy(), first.depths.copy()
     engine.step(state, plain.tokens[1, :2], depths=np.array([1, 2]))
@@ -629,15 +596,15 @@ def test_what_a_step_gives_is_not_overwritten_by_the_next(plain: Case) -> None:
 
 
 def test_long_batches_are_encoded_in_parts(plain: Case, monkeypatch: pytest.MonkeyPatch) -> None:
-    whole = plain.engine().encode(plain.sources, FixedDepth(1, "1")).memory
+    whole = plain.engine().encode(plain.sources, plain.fixed()).memory
     for tokens in (1, 8, 30):
         monkeypatch.setattr("edgeseq_runtime.engine.ENCODER_TOKENS", tokens)
-        parts = plain.engine().encode(plain.sources, FixedDepth(1, "1")).memory
+        parts = plain.engine().encode(plain.sources, plain.fixed()).memory
         np.testing.assert_array_equal(parts, whole)
 
 
 def test_sources_are_padded_to_a_multiple_of_four(plain: Case) -> None:
-    state = plain.engine().encode([[5, EOS_ID], [5, 6, 7, 8, EOS_ID]], FixedDepth(1, "1"))
+    state = plain.engine().encode([[5, EOS_ID], [5, 6, 7, 8, EOS_ID]], plain.fixed())
     assert state.memory.shape == (2, 8, 16)
     np.testing.assert_array_equal(state.source_bias[0, 0, 0], [0, 0, *[-np.inf] * 6])
 
@@ -645,12 +612,12 @@ def test_sources_are_padded_to_a_multiple_of_four(plain: Case) -> None:
 @pytest.mark.parametrize("sources", [[], [[5, EOS_ID], []]])
 def test_empty_sources_are_refused(plain: Case, sources: list[list[int]]) -> None:
     with pytest.raises(InputError, match="at least one source sentence, and none empty"):
-        plain.engine().encode(sources, FixedDepth(1, "1"))
+        plain.engine().encode(sources, plain.fixed())
 
 
 def test_wrong_steps_are_refused(plain: Case) -> None:
     engine = plain.engine()
-    state = engine.encode(plain.sources[:2], FixedDepth(1, "1"))
+    state = engine.encode(plain.sources[:2], plain.fixed())
     with pytest.raises(InputError, match=r"tokens has the shape \(3,\), expected \(2,\)"):
         engine.step(state, np.zeros(3, dtype=np.int64))
     with pytest.raises(InputError, match=r"depths are \[1, 5\], expected 1 to 4"):

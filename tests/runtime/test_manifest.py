@@ -40,11 +40,17 @@ def test_unchanged_content_is_accepted(data: bytes) -> None:
 
 
 def test_facts_follow_from_the_model(data: bytes) -> None:
-    model = Manifest.from_bytes(data).model
-    assert model.decoder_blocks == 4
-    assert model.halting_units == 3
-    assert model.model_copy(update={"halting": "shared"}).halting_units == 1
-    assert model.model_copy(update={"halting": "none"}).halting_units == 0
+    assert Manifest.from_bytes(data).model.decoder_blocks == 4
+
+
+def test_predictors_are_described(data: bytes) -> None:
+    described = [(entry.name, entry.kind, entry.rows) for entry in Manifest.from_bytes(data).predictors]
+    assert described == [
+        ("halting", "halting", 3),
+        ("shared", "halting", 1),
+        ("multinomial", "multinomial", 4),
+        ("by-sentence", "sequence", 4),
+    ]
 
 
 @pytest.mark.parametrize(
@@ -59,7 +65,7 @@ def test_facts_follow_from_the_model(data: bytes) -> None:
             b'{"format": "edgeseq-bundle", "format_version": 4}',
             "m.json has format_version 4; this edgeseq reads version 3: export the model again, or",
         ),
-        (b'{"format": "edgeseq-bundle", "format_version": 1}', "m.json has format_version 1; this edgeseq reads"),
+        (b'{"format": "edgeseq-bundle", "format_version": 2}', "m.json has format_version 2; this edgeseq reads"),
         (b'{"format": "edgeseq-bundle", "format_version": true}', "has format_version True;"),
     ],
 )
@@ -123,10 +129,24 @@ def set_value(*path: str | int, value: object) -> Change:
             set_value("model", "decoder_reaches", value=[3, 5, -1, 7]),
             "model.decoder_reaches.2: Input should be greater",
         ),
-        (set_value("model", "decoder_reaches", value=[3]), "one decoder block leaves nothing"),
-        (set_value("model", "halting", value="none"), "expected ['tokenizer']"),
+        (
+            set_value("model", "decoder_reaches", value=[3]),
+            "there are predictors, but one decoder block leaves nothing",
+        ),
+        (set_value("predictors", value=[]), "files have the roles ['predictors', 'tokenizer'], expected ['tokenizer']"),
+        (set_value("predictors", 1, "name", value="halting"), "predictor 'halting' is listed more than once"),
+        (set_value("predictors", 1, "name", value="full"), "'full' is a depth policy of every bundle; give the"),
+        (set_value("predictors", 1, "name", value="adaptive"), "'adaptive' is a depth policy of every bundle"),
+        (set_value("predictors", 1, "name", value="confidence"), "'confidence' is a depth policy of every bundle"),
+        (set_value("predictors", 1, "name", value="2"), "predictors.1.name: String should match pattern"),
+        (set_value("predictors", 1, "name", value="a:b"), "predictors.1.name: String should match pattern"),
+        (set_value("predictors", 1, "name", value="Shared"), "predictors.1.name: String should match pattern"),
+        (set_value("predictors", 1, "kind", value="confidence"), "predictors.1.kind: Input should be 'halting'"),
+        (set_value("predictors", 0, "rows", value=2), "predictor 'halting' (halting) has 2 rows, expected 1 or 3"),
+        (set_value("predictors", 2, "rows", value=3), "predictor 'multinomial' (multinomial) has 3 rows, expected 4"),
+        (set_value("predictors", 3, "rows", value=1), "predictor 'by-sentence' (sequence) has 1 rows, expected 4"),
         (set_value("tokenizer", "pad_id", value=1), "tokenizer.pad_id: Input should be 0"),
-        (set_value("operating_points", 0, "policy", value="adaptive"), "operating_points.0.policy"),
+        (set_value("operating_points", 0, "policy", value="adaptive"), "0.policy: 'adaptive' is an operating point"),
         (set_value("quality", value=[{"depth": "1"}]), "quality.0.bleu: Field required"),
         (set_value("graphs", 0, "sha256", value="abc"), "graphs.0.sha256"),
     ],
@@ -165,14 +185,26 @@ def test_numbers_are_finite(data: bytes, tmp_path: Path) -> None:
         ("12", True),
         ("halting:0.94", True),
         ("halting:0.94@1,2,4", True),
+        ("halting:0.94,0.9@1,2", True),
+        ("halting:0.94,0.9,0.8", True),
+        ("by-sentence", True),
+        ("by-sentence:0.5", True),
+        ("confidence:0.5", True),
         ("halting:0.94@", False),
         ("halting:0.94@1,", False),
-        ("halting:0.94@0", False),
-        ("adaptive", False),
+        ("halting:0.94,", False),
+        ("halting:", False),
+        ("Halting:0.5", False),
         ("0", False),
+        ("adaptive", False),
+        ("adaptive:fast", False),
     ],
 )
 def test_policies_of_operating_points(policy: str, fits: bool) -> None:
     point = {"name": "p", "policy": policy, "bleu": 1, "chrf": 1, "average_depth": 1, "sentences": 1}
-    with contextlib.nullcontext() if fits else pytest.raises(ValidationError, match="should match pattern"):
+    with (
+        contextlib.nullcontext()
+        if fits
+        else pytest.raises(ValidationError, match=r"should match pattern|not the name of another")
+    ):
         OperatingPoint.model_validate(point | {"full_depth_bleu": 1})

@@ -163,12 +163,7 @@ def check_form(indices: Indices) -> None:
 
 
 def layout_of(reaches: list[int], mixer: str = "dynamic") -> Layout:
-    halting = "none" if len(reaches) == 1 else "per_block"
-    return Layout(
-        tiny_facts(
-            decoder_reaches=reaches, mixer=mixer, glu=False, heads=HEADS, convolution_heads=HEADS, halting=halting
-        )
-    )
+    return Layout(tiny_facts(decoder_reaches=reaches, mixer=mixer, glu=False, heads=HEADS, convolution_heads=HEADS))
 
 
 def simulate(layout: Layout, seed: int) -> Simulation:

@@ -1,193 +1,265 @@
-"""Depth policies: what users may write, and the arithmetic of stopping."""
+"""Depth policies: the arithmetic of stopping."""
 
 import math
 from pathlib import Path
 
 import numpy as np
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
-from edgeseq_runtime.bundle import load_bundle
-from edgeseq_runtime.errors import PolicyError
-from edgeseq_runtime.manifest import Manifest
-from edgeseq_runtime.policy import (
-    FixedDepth,
-    Halting,
-    HaltingUnits,
-    available_policies,
-    halting_units_asked,
-    parse_policy,
-)
+from edgeseq_runtime.arrays import FloatArray, IntArray
+from edgeseq_runtime.bundle import Bundle, load_bundle
+from edgeseq_runtime.policy import DepthPolicy, FixedDepth, Halting, Thresholds, choose_depths, largest_probability
+from edgeseq_runtime.predictors import DepthClassifier, HaltingUnits
+from tiny_bundle import POLICIES, VOCAB_SIZE, tiny_facts
+
+DIM, BLOCKS, ROWS = 16, 4, 200
+FACTS = tiny_facts()
+BELOW = (1, 2, 3)
+
+
+def draw(*shape: int, seed: int = 0) -> FloatArray:
+    return np.random.default_rng(seed).standard_normal(shape).astype(np.float32)
+
+
+UNITS = HaltingUnits(draw(3, DIM), draw(3, seed=1))
+STATES = draw(ROWS, DIM, seed=2)
+LOGITS = draw(ROWS, VOCAB_SIZE, seed=3) * np.linspace(0.05, 3, ROWS, dtype=np.float32)[:, None]
+LENGTHS = np.arange(ROWS) % 11 + 1
+MEMORY = draw(ROWS, 12, DIM, seed=4) + draw(ROWS, 1, DIM, seed=5)
+"""Sentences of different content, so that their means differ."""
 
 
 @pytest.fixture(scope="module")
-def manifest(tiny_bundle: Path) -> Manifest:
-    """Four blocks, and two operating points."""
-    loaded = load_bundle(tiny_bundle).manifest
-    (point,) = loaded.operating_points
-    points = [
-        point.model_copy(update={"name": name, "policy": policy})
-        for name, policy in (("default", "halting:0.45"), ("fast", "2"))
-    ]
-    return loaded.model_copy(update={"operating_points": points})
+def bundle(tiny_bundle: Path) -> Bundle:
+    return load_bundle(tiny_bundle)
 
 
-@pytest.fixture(scope="module")
-def units() -> HaltingUnits:
-    generator = np.random.default_rng(0)
-    return HaltingUnits(
-        generator.standard_normal((3, 16)).astype(np.float32),
-        generator.standard_normal(3).astype(np.float32),
-    )
+def thresholds(*values: float, blocks: tuple[int, ...] = BELOW) -> Thresholds:
+    return Thresholds(values * len(blocks) if len(values) == 1 else values, blocks, every=blocks == BELOW)
+
+
+def plan(policy: DepthPolicy, block: int, rows: slice | IntArray = slice(None)) -> list[int]:
+    """What a policy says of the states of this page."""
+    return policy.plan(block, STATES[rows], LOGITS[rows] if policy.reads_logits else None).tolist()
+
+
+# --- Fixed depths
+
+
+def test_a_fixed_depth_is_a_limit_and_decides_nothing() -> None:
+    policy = FixedDepth("2", FACTS, 2)
+    assert policy.limits(MEMORY, LENGTHS).tolist() == [2] * ROWS
+    assert not any(policy.decides(block) for block in BELOW)
+    assert plan(policy, 1) == [BLOCKS] * ROWS
+    assert [policy.decision_flops(block) for block in (0, *BELOW)] == [0] * 4
+
+
+def test_policies_that_decide_per_token_set_no_limit(bundle: Bundle) -> None:
+    for text in ("halting:0.5", "confidence:0.5", "multinomial", "full"):
+        assert bundle.policy(text).limits(MEMORY, LENGTHS).tolist() == [BLOCKS] * ROWS
+
+
+# --- Halting
+
+
+@pytest.mark.parametrize("units", [UNITS, HaltingUnits(UNITS.weight[:1], UNITS.bias[:1])], ids=["per block", "shared"])
+@pytest.mark.parametrize("threshold", [0.2, 0.5, 0.9])
+def test_halting_is_the_sigmoid_rule(units: HaltingUnits, threshold: float) -> None:
+    policy = Halting("halting", FACTS, units, thresholds(threshold))
+    for block in BELOW:
+        unit = block - 1 if len(units.weight) > 1 else 0
+        chances = [
+            1 / (1 + math.exp(-(float(np.dot(state, units.weight[unit])) + units.bias[unit])))
+            for state in STATES.astype(np.float64)
+        ]
+        expected = [block if chance > threshold else BLOCKS for chance in chances]
+        assert plan(policy, block) == expected
+        assert set(expected) == {block, BLOCKS}
+
+
+def test_every_block_has_its_own_threshold() -> None:
+    policy = Halting("halting", FACTS, UNITS, thresholds(0.1, 0.5, 0.9))
+    for block, threshold in zip(BELOW, (0.1, 0.5, 0.9), strict=True):
+        assert plan(policy, block) == plan(Halting("halting", FACTS, UNITS, thresholds(threshold)), block)
+        # Control: the threshold of another block stops other tokens.
+        assert plan(policy, block) != plan(Halting("halting", FACTS, UNITS, thresholds(0.3)), block)
+
+
+def test_blocks_that_are_not_asked_decide_nothing() -> None:
+    policy = Halting("halting", FACTS, UNITS, thresholds(0.4, blocks=(1, 3)))
+    assert policy.name == "halting:0.4@1,3"
+    assert [policy.decides(block) for block in BELOW] == [True, False, True]
+    everywhere = Halting("halting", FACTS, UNITS, thresholds(0.4))
+    for block in (1, 3):
+        assert plan(policy, block) == plan(everywhere, block)
+    assert all(everywhere.decides(block) for block in BELOW)
+
+
+def test_extreme_thresholds_always_and_never_stop(bundle: Bundle) -> None:
+    """However large the numbers are that speak for the other thing."""
+    loud = HaltingUnits(UNITS.weight * 1000, UNITS.bias)
+    for threshold, depth in ((0.0, 1), (1.0, BLOCKS)):
+        assert plan(Halting("halting", FACTS, loud, thresholds(threshold)), 1) == [depth] * ROWS
+        confidence = bundle.policy(f"confidence:{threshold:g}")
+        certain = np.where(np.arange(VOCAB_SIZE) == 7, np.float32(500), LOGITS)
+        assert confidence.plan(1, STATES, certain).tolist() == [depth] * ROWS
+
+
+# --- Confidence
+
+
+@pytest.mark.parametrize("threshold", [0.1, 0.3, 0.6])
+def test_confidence_is_the_largest_probability(bundle: Bundle, threshold: float) -> None:
+    policy = bundle.policy(f"confidence:{threshold}")
+    assert policy.reads_logits
+    shares = np.exp(LOGITS.astype(np.float64))
+    largest = (shares / shares.sum(axis=1, keepdims=True)).max(axis=1)
+    np.testing.assert_allclose(largest_probability(LOGITS), largest, rtol=1e-6)
+    expected = np.where(largest > threshold, 2, BLOCKS).tolist()
+    assert plan(policy, 2) == expected
+    assert set(expected) == {2, BLOCKS}
+    # Control: not the margin to the second best.
+    second = np.sort(shares / shares.sum(axis=1, keepdims=True), axis=1)[:, -2]
+    assert np.where(largest - second > threshold, 2, BLOCKS).tolist() != expected
+
+
+def test_confidence_has_thresholds_and_blocks_too(bundle: Bundle) -> None:
+    policy = bundle.policy("confidence:0.1,0.5@1,3")
+    assert [policy.decides(block) for block in BELOW] == [True, False, True]
+    assert plan(policy, 1) == plan(bundle.policy("confidence:0.1"), 1)
+    assert plan(policy, 3) == plan(bundle.policy("confidence:0.5"), 3)
+    assert plan(policy, 3) != plan(bundle.policy("confidence:0.1"), 3)
+
+
+def test_only_confidence_reads_logits(bundle: Bundle) -> None:
+    read = {text.partition(":")[0] for text in POLICIES if bundle.policy(text).reads_logits}
+    assert read == {"confidence"}
+
+
+# --- A depth at once
+
+
+def choose_by_loops(probabilities: list[float], quantile: float | None) -> int:
+    """The definition, with exact sums."""
+    if quantile is None:
+        return probabilities.index(max(probabilities)) + 1
+    for depth in range(1, len(probabilities)):
+        if math.fsum(probabilities[:depth]) >= quantile and quantile < 1:
+            return depth
+    return len(probabilities)
+
+
+SHARES = st.lists(st.integers(0, 16), min_size=BLOCKS, max_size=BLOCKS).filter(any)
+"""Divided by their sum they are distributions, whose sums are far from the quantiles below, in spite of rounding."""
+
+
+@given(shares=SHARES, quantile=st.sampled_from([None, 0.0, 0.123, 0.337, 0.703, 0.971, 1.0]))
+def test_a_depth_is_the_likeliest_or_a_quantile(shares: list[int], quantile: float | None) -> None:
+    probabilities = (np.array([shares]) / sum(shares)).astype(np.float32)
+    assert choose_depths(probabilities, quantile).tolist() == [choose_by_loops(probabilities[0].tolist(), quantile)]
 
 
 @pytest.mark.parametrize(
-    ("text", "name", "depth"),
-    [("full", "full", 4), ("1", "1", 1), (3, "3", 3), (" 4 ", "4", 4), ("adaptive:fast", "2", 2)],
+    ("quantile", "depths"),
+    [(None, [2, 1, 4]), (0.0, [1, 1, 1]), (0.2, [2, 1, 2]), (0.5, [2, 1, 4]), (0.8, [3, 2, 4]), (1.0, [4, 4, 4])],
 )
-def test_fixed_depths(manifest: Manifest, units: HaltingUnits, text: str | int, name: str, depth: int) -> None:
-    assert parse_policy(text, manifest, units) == FixedDepth(depth, name)
+def test_depths_worked_by_hand(quantile: float | None, depths: list[int]) -> None:
+    rows = [[0.125, 0.5, 0.25, 0.125], [0.5, 0.5, 0, 0], [0.125, 0.125, 0.125, 0.625]]
+    probabilities = np.array(rows, dtype=np.float32)
+    assert choose_depths(probabilities, quantile).tolist() == depths
+
+
+@given(
+    logits=st.lists(st.floats(-20, 20, width=32), min_size=BLOCKS, max_size=BLOCKS),
+    quantiles=st.lists(st.floats(0, 1), min_size=2, max_size=6),
+)
+def test_a_greater_quantile_never_gives_a_lower_depth(logits: list[float], quantiles: list[float]) -> None:
+    classifier = DepthClassifier(np.zeros((BLOCKS, DIM), dtype=np.float32), np.array(logits, dtype=np.float32))
+    probabilities = classifier.probabilities(STATES[:1])
+    depths = [int(choose_depths(probabilities, quantile)[0]) for quantile in [0, *sorted(quantiles), 1]]
+    assert depths == sorted(depths)
+    assert (depths[0], depths[-1]) == (1, BLOCKS)
 
 
 @pytest.mark.parametrize(
-    ("text", "threshold"),
-    [("halting:0.4", 0.4), ("halting:1", 1.0), ("adaptive", 0.45), ("adaptive:default", 0.45)],
-)
-def test_halting(manifest: Manifest, units: HaltingUnits, text: str, threshold: float) -> None:
-    policy = parse_policy(text, manifest, units)
-    assert isinstance(policy, Halting)
-    assert policy.threshold == threshold
-    assert policy.name == f"halting:{threshold:g}"
-
-
-LISTED = (
-    "This bundle has: full; 1 to 4; halting:TAU with TAU from 0 to 1, or halting:TAU@EXITS such as halting:0.9@1,2; "
-    "adaptive (= halting:0.45); adaptive:fast (= 2)"
-)
-
-
-@pytest.mark.parametrize(
-    ("text", "reason"),
+    "row",
     [
-        ("deep", "depth policy 'deep' is not known. "),
-        ("", "depth policy '' is not known. "),
-        ("0", "depth policy '0' is not a depth of this model. "),
-        (5, "depth policy 5 is not a depth of this model. "),
-        ("-1", "is not known. "),
-        ("²", "is not known. "),
-        (True, "depth policy True is not a str or int. "),
-        ("halting", "is not known. "),
-        ("halting:", "is not known. "),
-        ("halting:high", "has the threshold 'high', expected 0 to 1. "),
-        ("halting:nan", "has the threshold 'nan', expected 0 to 1. "),
-        ("halting:1.5", "has the threshold '1.5', expected 0 to 1. "),
-        ("adaptive:", "is not known. "),
-        ("adaptive:best", "needs the operating point 'best', which this bundle lacks. "),
-        ("confidence:0.7", "depth policy 'confidence:0.7' is not known. "),
+        [0.0999999] * 10,  # the sum of all falls short of 1
+        [1, 1e-9, 1e-9, 1e-9],  # the first sum is 1 already
+        [0.25000003, 0.25000003, 0.5, 1e-8],  # sums exceed 1 below N
+    ],
+    ids=str,
+)
+def test_a_quantile_of_one_is_full_depth_whatever_rounding_does(row: list[float]) -> None:
+    probabilities = np.array([row], dtype=np.float32)
+    sums = probabilities.cumsum(axis=1)[0]
+    assert sums[-1] < 1 or sums[-2] >= 1  # control: the plain rule would give no depth, or another
+    assert choose_depths(probabilities, 1.0).tolist() == [len(row)]
+
+
+@pytest.mark.parametrize("quantile", [None, 0.3, 0.8])
+def test_a_multinomial_policy_chooses_after_block_1(bundle: Bundle, quantile: float | None) -> None:
+    policy = bundle.policy("multinomial" if quantile is None else f"multinomial:{quantile}")
+    assert [policy.decides(block) for block in BELOW] == [True, False, False]
+    classifier = bundle.predictors["multinomial"]
+    assert isinstance(classifier, DepthClassifier)
+    expected = [choose_by_loops(row, quantile) for row in classifier.probabilities(STATES).tolist()]
+    assert plan(policy, 1) == expected
+    assert set(expected) == {1, 2, 3, 4}
+
+
+@pytest.mark.parametrize("quantile", [None, 0.3, 0.8])
+def test_a_sequence_policy_limits_each_sentence(bundle: Bundle, quantile: float | None) -> None:
+    policy = bundle.policy("by-sentence" if quantile is None else f"by-sentence:{quantile}")
+    assert not any(policy.decides(block) for block in BELOW)
+    classifier = bundle.predictors["by-sentence"]
+    assert isinstance(classifier, DepthClassifier)
+    means = np.stack([row[:length].mean(axis=0) for row, length in zip(MEMORY, LENGTHS, strict=True)])
+    expected = [choose_by_loops(row, quantile) for row in classifier.probabilities(means).tolist()]
+    assert policy.limits(MEMORY, LENGTHS).tolist() == expected
+    assert set(expected) == {1, 2, 3, 4}
+    # Control: padding would change some of them.
+    padded = classifier.probabilities(MEMORY.mean(axis=1)).tolist()
+    assert [choose_by_loops(row, quantile) for row in padded] != expected
+
+
+# --- What holds for all
+
+
+@pytest.mark.parametrize("text", POLICIES)
+def test_decisions_do_not_depend_on_batch_mates(bundle: Bundle, text: str) -> None:
+    policy = bundle.policy(text)
+    generator = np.random.default_rng(3)
+    for block in [block for block in BELOW if policy.decides(block)]:
+        whole = np.array(plan(policy, block))
+        assert len(set(whole)) > 1
+        for size in (1, 2, 7, 31):
+            rows = generator.permutation(ROWS)[:size]
+            assert plan(policy, block, rows) == whole[rows].tolist()
+    limits = policy.limits(MEMORY, LENGTHS)
+    for size in (1, 2, 7, 31):
+        rows = generator.permutation(ROWS)[:size]
+        assert policy.limits(MEMORY[rows], LENGTHS[rows]).tolist() == limits[rows].tolist()
+
+
+@pytest.mark.parametrize(
+    ("text", "flops"),
+    [
+        ("full", [0, 0, 0, 0]),
+        ("2", [0, 0, 0, 0]),
+        ("halting:0.5", [0, 32, 32, 32]),
+        ("halting:0.5@2", [0, 0, 32, 0]),
+        ("shared:0.5", [0, 32, 32, 32]),
+        ("confidence:0.5", [0, 0, 0, 0]),  # exit heads are counted elsewhere
+        ("multinomial", [0, 128, 0, 0]),
+        ("multinomial:0.5", [0, 128, 0, 0]),
+        ("by-sentence", [128, 0, 0, 0]),
     ],
 )
-def test_refusals_list_what_the_bundle_has(
-    manifest: Manifest, units: HaltingUnits, text: str | int, reason: str
+def test_decisions_cost_a_multiplication_and_an_addition_per_weight(
+    bundle: Bundle, text: str, flops: list[int]
 ) -> None:
-    with pytest.raises(PolicyError) as error:
-        parse_policy(text, manifest, units)
-    assert reason + LISTED in str(error.value)
-
-
-def test_bundle_without_halting_units_says_so(manifest: Manifest) -> None:
-    model = manifest.model.model_copy(update={"halting": "none"})
-    bare = manifest.model_copy(update={"model": model, "operating_points": []})
-    assert available_policies(bare) == ["full", "1 to 4"]
-    with pytest.raises(PolicyError, match="needs halting units, which this bundle lacks"):
-        parse_policy("halting:0.5", bare, None)
-    with pytest.raises(PolicyError, match="needs the operating point 'default'"):
-        parse_policy("adaptive", bare, None)
-
-
-def test_fixed_depth_stops_at_its_block() -> None:
-    states = np.zeros((3, 16), dtype=np.float32)
-    policy = FixedDepth(2, "2")
-    assert policy.stops(1, states).tolist() == [False] * 3
-    assert policy.stops(2, states).tolist() == [True] * 3
-
-
-@pytest.mark.parametrize("rows", [1, 3])
-@pytest.mark.parametrize("threshold", [0.2, 0.5, 0.9])
-def test_halting_is_the_sigmoid_rule(units: HaltingUnits, threshold: float, rows: int) -> None:
-    """Per-block weights for three units, the same weights for every block with one."""
-    units = HaltingUnits(units.weight[:rows], units.bias[:rows])
-    states = np.random.default_rng(1).standard_normal((200, 16)).astype(np.float32)
-    for block in (1, 2, 3):
-        unit = block - 1 if rows == 3 else 0
-        chi = [
-            1 / (1 + math.exp(-(float(np.dot(state, units.weight[unit])) + units.bias[unit])))
-            for state in states.astype(np.float64)
-        ]
-        stops = Halting(units, threshold).stops(block, states)
-        assert stops.tolist() == [value > threshold for value in chi]
-        assert 0 < stops.sum() < 200
-
-
-def test_extreme_thresholds_always_and_never_stop(units: HaltingUnits) -> None:
-    states = np.random.default_rng(2).standard_normal((50, 16)).astype(np.float32) * 100
-    assert Halting(units, 0.0).stops(1, states).all()
-    assert not Halting(units, 1.0).stops(1, states).any()
-
-
-def logits_of_subsets(units: HaltingUnits, states: np.ndarray) -> bool:
-    """Whether each row's logit is the same bits alone, in any subset and in any memory layout."""
-    whole = units.logits(2, states)
-    generator = np.random.default_rng(3)
-    for size in (1, 2, 3, 7, 16, 31, 64):
-        rows = generator.permutation(len(states))[:size]
-        if not np.array_equal(units.logits(2, states[rows]), whole[rows]):
-            return False
-        if not np.array_equal(units.logits(2, np.asfortranarray(states[rows])), whole[rows]):
-            return False
-    return True
-
-
-def test_logits_do_not_depend_on_batch_mates() -> None:
-    generator = np.random.default_rng(4)
-    units = HaltingUnits(generator.standard_normal((3, 200)).astype(np.float32), np.zeros(3, dtype=np.float32))
-    states = generator.standard_normal((128, 200)).astype(np.float32)
-    assert logits_of_subsets(units, states)
-
-
-def test_control_a_sum_over_the_batch_is_seen() -> None:
-    """The check above fails for arithmetic that lets rows touch each other."""
-
-    class Mixing(HaltingUnits):
-        def logits(self, block: int, exit_states: np.ndarray) -> np.ndarray:
-            scale = np.abs(exit_states).max()
-            return super().logits(block, exit_states / scale) * scale
-
-    generator = np.random.default_rng(4)
-    units = Mixing(generator.standard_normal((3, 200)).astype(np.float32), np.zeros(3, dtype=np.float32))
-    assert not logits_of_subsets(units, generator.standard_normal((128, 200)).astype(np.float32))
-
-
-def test_halting_at_a_few_exits(manifest: Manifest, units: HaltingUnits) -> None:
-    """The named blocks decide as they would anyway, the others not at all."""
-    policy = parse_policy("halting:0.4@3,1,3", manifest, units)
-    everywhere = parse_policy("halting:0.4", manifest, units)
-    assert policy.name == "halting:0.4@1,3"
-    assert [policy.decides(block) for block in (1, 2, 3)] == [True, False, True]
-    assert [everywhere.decides(block) for block in (1, 2, 3)] == [True, True, True]
-    assert halting_units_asked(policy, 4) == [1, 3]
-    states = np.random.default_rng(0).standard_normal((50, units.weight.shape[1])).astype(np.float32)
-    for block in (1, 3):
-        assert policy.stops(block, states).tolist() == everywhere.stops(block, states).tolist()
-
-
-def test_fixed_depths_ask_no_unit(manifest: Manifest) -> None:
-    policy = parse_policy("2", manifest, None)
-    assert [policy.decides(block) for block in (1, 2, 3)] == [False, True, False]
-    assert halting_units_asked(policy, 4) == []
-
-
-@pytest.mark.parametrize("exits", ["", "0", "4", "1,", "1;2", "-1", "two", "1,4"])
-def test_exits_that_a_model_lacks(exits: str, manifest: Manifest, units: HaltingUnits) -> None:
-    with pytest.raises(PolicyError) as caught:
-        parse_policy(f"halting:0.4@{exits}", manifest, units)
-    message = f"has the exits {exits!r}, expected numbers from 1 to 3 with commas. This bundle has: full;"
-    assert message in str(caught.value)
+    """With d = 16 and N = 4: a unit 2 · 16, a classifier 2 · 4 · 16; index 0 is the sentence."""
+    assert [bundle.policy(text).decision_flops(block) for block in (0, *BELOW)] == flops

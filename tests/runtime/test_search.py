@@ -10,9 +10,10 @@ import pytest
 from edgeseq_runtime.policy import DepthPolicy, FixedDepth
 from edgeseq_runtime.search import greedy, greedy_steps, output_limit
 from edgeseq_runtime.tokenizer import BOS_ID, EOS_ID, PAD_ID
+from tiny_bundle import tiny_facts
 
 VOCAB = 8
-POLICY = FixedDepth(1, "1")
+POLICY = FixedDepth("1", tiny_facts(), 1)
 
 
 @dataclass
@@ -32,6 +33,7 @@ class Script:
     """
 
     lines: dict[int, list[int]]
+    full_depth = VOCAB
     alive: list[list[int]] = field(default_factory=list)
     fed: list[list[int]] = field(default_factory=list)
 
@@ -43,7 +45,14 @@ class Script:
         for row, new in zip(rows, other_rows, strict=True):
             state[row] = list(other[new])
 
-    def step(self, state: list[list[int]], tokens: np.ndarray, parents: np.ndarray | None = None) -> Scored:
+    def step(
+        self,
+        state: list[list[int]],
+        tokens: np.ndarray,
+        parents: np.ndarray | None = None,
+        depths: np.ndarray | None = None,
+    ) -> Scored:
+        assert depths is None
         if parents is not None:
             state[:] = [state[parent] for parent in parents]
         self.alive.append([sentence for sentence, _ in state])

@@ -7,6 +7,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from edgeseq_runtime.arrays import FloatArray, IntArray
 from edgeseq_runtime.places import Layout, StepPlaces
 from edgeseq_runtime.policy import FixedDepth
 from edgeseq_runtime.state import BlockState, DecoderState, padded_length
@@ -14,11 +15,27 @@ from tiny_bundle import tiny_facts
 
 DIM, HEADS = 4, 2
 REACHES = [3, 5, 1, 4]
-LAYOUT = Layout(tiny_facts(dim=DIM, convolution_heads=HEADS, decoder_reaches=REACHES))
+FACTS = tiny_facts(dim=DIM, convolution_heads=HEADS, decoder_reaches=REACHES)
+LAYOUT = Layout(FACTS)
 ATTENTION = Layout(tiny_facts(dim=DIM, heads=HEADS, mixer="attention", glu=False, decoder_reaches=[0, 5, 20, 0]))
 FACTORS = {"columns": -2, "keys": 3, "values": -5}
 """What the graphs of these tests make of a state: a multiple of it, for each tensor of columns."""
 LONGEST = 18
+
+
+def limit_of(sentence: int) -> int:
+    """Greatest depth of a sentence's tokens, by its number."""
+    return sentence % 4 + 1
+
+
+class Limiting(FixedDepth):
+    """Gives each sentence a limit of its own."""
+
+    def limits(self, memory: FloatArray, lengths: IntArray) -> IntArray:
+        return np.array([limit_of(int(row[0, 0])) for row in memory])
+
+
+LIMITING = Limiting("limiting", FACTS, 4)
 
 
 class Row:
@@ -60,7 +77,7 @@ def sentences(rows: list[Row], layout: Layout = LAYOUT) -> DecoderState:
     shown = np.arange(source) < lengths[:, None]
     memory = np.where(shown[..., None], numbers[:, None, None], np.float32(0)) + np.zeros(DIM, np.float32)
     bias = np.where(shown, np.float32(0), np.float32(-np.inf)).reshape(len(rows), 1, 1, source)
-    return DecoderState.before_start(layout, FixedDepth(1, "1"), memory, bias, lengths, numbers.astype(np.int64))
+    return DecoderState.before_start(layout, LIMITING, memory, bias, lengths, numbers.astype(np.int64))
 
 
 def cross_of(state: DecoderState) -> tuple[np.ndarray, np.ndarray]:
@@ -131,6 +148,7 @@ def check_sources(state: DecoderState, rows: list[Row]) -> None:
     assert state.rows == len(rows)
     assert state.lengths.tolist() == [row.length for row in rows]
     assert state.sentences.tolist() == [row.sentence for row in rows]
+    assert state.limits.tolist() == [limit_of(row.sentence) for row in rows]
     assert state.positions.tolist() == [row.position for row in rows]
     source = state.memory.shape[1]
     assert source % 4 == 0
@@ -271,6 +289,7 @@ def keep(kind: type[DecoderState | BlockState], method: str, name: str, monkeypa
         (DecoderState, "select", "states"),
         (DecoderState, "select", "positions"),
         (DecoderState, "_select_sources", "memory"),
+        (DecoderState, "_select_sources", "limits"),
         (BlockState, "select", "tensors"),
         (BlockState, "select", "filled"),
         (BlockState, "select_sources", "entered"),
@@ -330,6 +349,19 @@ def test_control_what_is_not_taken_back_to_the_start_is_seen(name: str, monkeypa
         walk_often()
 
 
+def test_control_limits_of_the_sentence_before_are_seen(monkeypatch: pytest.MonkeyPatch) -> None:
+    original = DecoderState.adopt
+
+    def adopt(self: DecoderState, rows: np.ndarray, other: DecoderState, other_rows: np.ndarray) -> None:
+        before = self.limits.copy()
+        original(self, rows, other, other_rows)
+        self.limits[:] = before
+
+    monkeypatch.setattr(DecoderState, "adopt", adopt)
+    with pytest.raises(AssertionError):
+        walk_often()
+
+
 def test_control_a_bias_that_is_not_resized_as_the_memory_is_seen(monkeypatch: pytest.MonkeyPatch) -> None:
     original = DecoderState.resize_source
 
@@ -355,6 +387,7 @@ def test_adopted_rows_start_anew_and_the_others_go_on(entered: bool) -> None:
     state.adopt(np.array([1, 2]), other, np.array([1, 0]))
     assert state.lengths.tolist() == [14, 9, 5]
     assert state.positions.tolist() == [5, 0, 0]
+    assert state.limits.tolist() == [limit_of(1), limit_of(5), limit_of(4)]
     assert state.memory[:, 0, 0].tolist() == [1, 5, 4]
     for past in state.blocks:
         assert past.filled.tolist() == [5, 0, 0]

@@ -13,9 +13,18 @@ from edgeseq_runtime import translator as translator_module
 from edgeseq_runtime.errors import DeviceError, InputError, PolicyError
 from edgeseq_runtime.state import DecoderState
 from edgeseq_runtime.tokenizer import UNK_ID
-from tiny_bundle import tiny_sentences, write_tiny_bundle
+from tiny_bundle import POLICIES, tiny_sentences, write_tiny_bundle
 
 SENTENCES = [*tiny_sentences(44, longest=16), "", "  ", "犬 dog", *tiny_sentences(5, longest=60)]
+ONE_OF_EACH_KIND = [
+    "full",
+    "2",
+    "halting:0.4,0.6,0.5",
+    "shared:0.5",
+    "confidence:0.1",
+    "multinomial",
+    "by-sentence:0.7",
+]
 BLANK = Translation(text="", tokens=[], depths=[], score=None, source_pieces=0)
 
 
@@ -44,7 +53,7 @@ def test_fields_of_a_translation(translator: Translator) -> None:
     assert translator.translate("the dog").score is None
 
 
-@pytest.mark.parametrize("depth", ["full", "2", "adaptive", "halting:0.4"])
+@pytest.mark.parametrize("depth", ["adaptive", *POLICIES])
 def test_batched_equals_single(translator: Translator, depth: str) -> None:
     """Everything of a result, scores to the last bit."""
     single = [translator.translate(text, depth=depth, scores=True) for text in SENTENCES]
@@ -219,6 +228,44 @@ def test_threads_share_a_translator(translator: Translator) -> None:
     for worker in workers:
         worker.join()
     assert list(results.values()) == [expected] * 3
+
+
+def test_one_translator_serves_every_policy_call_by_call(translator: Translator) -> None:
+    """Each call gives what a Translator of that policy alone gives, greedily and with a beam, streamed or not."""
+    text = SENTENCES[:5]
+    alone = {
+        (depth, beam): Translator(translator.bundle.path, depth=depth, device="cpu").translate(text, beam=beam)
+        for depth in ONE_OF_EACH_KIND
+        for beam in (1, 2)
+    }
+    for depth, beam in [*alone, *reversed(alone)]:
+        assert translator.translate(text, depth=depth, beam=beam) == alone[depth, beam]
+        if beam == 1:
+            assert "".join(translator.stream(text[0], depth=depth)) == alone[depth, beam][0].text
+    assert translator.policy.name == "halting:0.5", "a call has changed the Translator's own policy"
+    # Control: the policies differ in what they give.
+    results = {str([(t.tokens, t.depths) for t in translations]) for translations in alone.values()}
+    assert len(results) >= len(ONE_OF_EACH_KIND)
+
+
+def test_threads_share_a_translator_each_with_its_own_policy(translator: Translator) -> None:
+    calls = [(depth, beam) for depth in ONE_OF_EACH_KIND for beam in (1, 2)]
+    expected = [translator.translate(SENTENCES[:8], depth=depth, beam=beam) for depth, beam in calls]
+    results: dict[int, list[Translation]] = {}
+    together = threading.Barrier(4)
+
+    def work(first: int) -> None:
+        together.wait()
+        for number in range(first, len(calls), 4):
+            depth, beam = calls[number]
+            results[number] = translator.translate(SENTENCES[:8], depth=depth, beam=beam, batch_size=3)
+
+    workers = [threading.Thread(target=work, args=(number,)) for number in range(4)]
+    for worker in workers:
+        worker.start()
+    for worker in workers:
+        worker.join()
+    assert [results[number] for number in range(len(calls))] == expected
 
 
 def test_unknown_characters_are_translated_all_the_same(translator: Translator) -> None:

@@ -165,11 +165,11 @@ def test_a_model_of_other_shapes_is_named_with_what_does_not_fit(tmp_path: Path)
         f"{path} does not fit the model of this configuration: missing [], unknown [], of another shape "
         "['encoder.embedding.table.weight (24, 8) instead of (30, 8)']"
     )
-    text = message(lambda: load_model(small_model(halting="none"), path))
-    assert "missing [], unknown ['decoder.halting_units.bias', 'decoder.halting_units.weight']" in text
-    save_model(small_model(halting="none"), path)
+    text = message(lambda: load_model(small_model(predictors=()), path))
+    assert "missing [], unknown ['predictors.halting.bias', 'predictors.halting.weight']" in text
+    save_model(small_model(predictors=()), path)
     text = message(lambda: load_model(make_model(), path))
-    assert "missing ['decoder.halting_units.bias', 'decoder.halting_units.weight'], unknown []" in text
+    assert "missing ['predictors.halting.bias', 'predictors.halting.weight'], unknown []" in text
 
 
 def test_a_misfit_changes_nothing(tmp_path: Path) -> None:
@@ -237,8 +237,8 @@ def names(folder: Path, phase: str) -> list[str]:
 def test_the_newest_checkpoints_of_a_phase_are_kept(tmp_path: Path) -> None:
     save_at(tmp_path, "aligned", 1, keep=2)
     for step in (9, 10, 100, 12345678):
-        save_at(tmp_path, "halting", step, keep=3)
-    assert names(tmp_path, "halting") == ["halting-00000010", "halting-00000100", "halting-12345678"]
+        save_at(tmp_path, "joint", step, keep=3)
+    assert names(tmp_path, "joint") == ["joint-00000010", "joint-00000100", "joint-12345678"]
     assert names(tmp_path, "aligned") == ["aligned-00000001"]  # another phase's are left alone
 
 

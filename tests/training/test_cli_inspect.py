@@ -25,7 +25,6 @@ MANIFEST: dict[str, object] = {
         "decoder_reaches": [3, 7, 15],
         "head": "tied",
         "norm": "pre",
-        "halting": "per_block",
         "parameters": 1234567,
         "feed_forward_dim": 128,
         "mixer": "dynamic",
@@ -52,6 +51,11 @@ MANIFEST: dict[str, object] = {
         {"file": "predictors.safetensors", "role": "predictors", "size": 10_000, "sha256": HASH},
     ],
     "tokenizer": {"pieces": 4000},
+    "predictors": [
+        {"name": "halting", "kind": "halting", "rows": 2, "training": "agreement, sigma 0, lambda 0.05, joint trunk"},
+        {"name": "common", "kind": "halting", "rows": 1, "training": "likelihood, sigma 2, lambda 0.1, frozen trunk"},
+        {"name": "sequence", "kind": "sequence", "rows": 3, "training": "correctness, frozen trunk"},
+    ],
     "operating_points": [
         {
             "name": "default",
@@ -84,6 +88,13 @@ MANIFEST: dict[str, object] = {
 }
 
 
+DEPTHS = (
+    "full; 1 to 3; halting:T with T from 0 to 1; common:T with T from 0 to 1; "
+    "sequence or sequence:T with T from 0 to 1; "
+    "confidence:T with T from 0 to 1, and like all thresholds also T,T,... by block or T@1,2"
+)
+
+
 @pytest.fixture
 def inspected(monkeypatch: pytest.MonkeyPatch) -> dict[str, object]:
     """The manifest that the next command finds; a test may change it first."""
@@ -91,7 +102,7 @@ def inspected(monkeypatch: pytest.MonkeyPatch) -> dict[str, object]:
 
     def load_bundle(path: str) -> Bundle:
         manifest = Manifest.from_bytes(json.dumps(content).encode())
-        return Bundle(Path(path), manifest, HASH, tokenizer=None, halting=None)  # type: ignore[arg-type]
+        return Bundle(Path(path), manifest, HASH, tokenizer=None, predictors={}, calibration=None)  # type: ignore[arg-type]
 
     monkeypatch.setattr(edgeseq_runtime.bundle, "load_bundle", load_bundle)
     return content
@@ -118,12 +129,11 @@ def test_summary_names_what_a_user_asks_about() -> None:
             "Decoder    3 blocks, dynamic convolution, gated (GLU), 8 heads, "
             "kernel sizes 3 7 15, feed-forward 128, exit heads tied"
         ),
-        "Halting    one unit per block",
         "Tokenizer  4,000 pieces",
-        (
-            "Depths     full; 1 to 3; halting:TAU with TAU from 0 to 1, or halting:TAU@EXITS such as halting:0.9@1,2; "
-            "adaptive (= halting:0.45)"
-        ),
+        "Predictor  halting: halting, 2 units; learnt agreement, sigma 0, lambda 0.05, joint trunk",
+        "Predictor  common: halting, one unit for all blocks; learnt likelihood, sigma 2, lambda 0.1, frozen trunk",
+        "Predictor  sequence: sequence, 3 units; learnt correctness, frozen trunk",
+        f"Depths     {DEPTHS}; adaptive (= halting:0.45)",
         "",
         "Quality on the validation set",
         "  depth                   BLEU  chrF  average depth  sentences  BLEU at full depth",
@@ -152,10 +162,7 @@ def test_unmeasured_bundle_says_so(inspected: dict[str, object]) -> None:
     inspected |= {"operating_points": [], "quality": []}
     lines = inspect().lines
     assert "Quality: not measured; export with validation text to have it here." in lines
-    assert (
-        "Depths     full; 1 to 3; halting:TAU with TAU from 0 to 1, or halting:TAU@EXITS such as halting:0.9@1,2"
-        in lines
-    )
+    assert f"Depths     {DEPTHS}" in lines
 
 
 @pytest.mark.usefixtures("inspected")

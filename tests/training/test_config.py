@@ -85,7 +85,7 @@ def test_an_override_without_key_or_value_is_named(text: str) -> None:
 
 
 def test_a_resolved_configuration_comes_back(tmp_path: Path) -> None:
-    overrides: dict[str, Any] = {"training.adam_betas": [0.8, 0.9], "training.valid_depths": [1, 4], "halting.sigma": 2}
+    overrides: dict[str, Any] = {"training.adam_betas": [0.8, 0.9], "training.valid_depths": [1, 4], "joint.alpha": 2}
     overrides["model.decoder"] = {**ATTENTION, "windows": [0, 3, 0, 3]}
     config = load_config(write(tmp_path, DATA), overrides)
     (tmp_path / "config.json").write_bytes(save_config(config))
@@ -112,7 +112,7 @@ def test_unknown_keys_are_listed_all_at_once_with_the_known_ones(tmp_path: Path)
         "model.decoder.kernels: unknown key; known here: mixer, kernel_sizes, windows, convolution_heads, "
         "feed_forward_dim, glu"
     )
-    assert lines[3] == "trainer: unknown key; known here: data, model, training, halting"
+    assert lines[3] == "trainer: unknown key; known here: data, model, training, joint, frozen, predictors"
 
 
 def test_mistakes_of_both_stacks_are_listed(tmp_path: Path) -> None:
@@ -184,11 +184,47 @@ def test_types_are_not_guessed(tmp_path: Path, value: object) -> None:
             {"model.decoder": {**ATTENTION, "windows": [0, 0], "convolution_heads": 2}},
             "model.decoder: convolution_heads belongs to convolutions, not to mixer = 'attention'",
         ),
-        ({"model.decoder": {**ATTENTION, "windows": [0]}}, "a decoder of one block has nowhere to stop; set halting"),
-        ({"model.decoder.kernel_sizes": [3]}, 'a decoder of one block has nowhere to stop; set halting = "none"'),
+        (
+            {"model.decoder": {**ATTENTION, "windows": [0]}},
+            "a decoder of one block has nowhere to stop; set predictors",
+        ),
+        ({"model.decoder.kernel_sizes": [3]}, "a decoder of one block has nowhere to stop; set predictors = []"),
         ({"training.valid_depths": [1, 7]}, "training.valid_depths holds 7; the decoder has blocks 1 to 6"),
         ({"training.average_checkpoints": 6}, "training.average_checkpoints = 6 exceeds training.keep_checkpoints = 5"),
-        ({"halting.average_checkpoints": 9}, "halting.average_checkpoints = 9 exceeds training.keep_checkpoints = 5"),
+        ({"joint.average_checkpoints": 9}, "joint.average_checkpoints = 9 exceeds training.keep_checkpoints = 5"),
+        ({"joint": {}, "predictors": []}, "[joint] trains the first of [[predictors]], and there is none"),
+        ({"predictors": [{}, {"kind": "halting"}]}, "two predictors are called 'halting'; give each a name of its own"),
+        (
+            {"predictors": [{"prices": [1.0, 2.0]}]},
+            "predictors.prices = [1.0, 2.0]; expected 6 numbers, one per depth, none below the one before",
+        ),
+        (
+            {"predictors": [{"prices": [1.0, 2.0, 4.0, 3.0, 5.0, 6.0]}]},
+            "expected 6 numbers, one per depth, none below the one before",
+        ),
+        (
+            {"predictors": [{"kind": "multinomial", "target": "gain"}]},
+            "predictors.0: target = 'gain' is for units of each block; multinomial chooses one depth: set 'depth'",
+        ),
+        ({"predictors": [{"kind": "sequence", "target": "gain"}]}, "sequence chooses one depth: set 'depth'"),
+        *(
+            (
+                {"predictors": [{"name": name}]},
+                f"name = {name!r} cannot name a predictor; use a small letter, then small letters, digits",
+            )
+            for name in ("full", "adaptive", "confidence", "3", "Halting", "a:b", "ä", "a" * 51)
+        ),
+        ({"predictors": [{"kind": "confidence"}]}, "predictors.0.kind: Input should be 'halting', 'multinomial' or"),
+        ({"predictors": [{"sigma": -1.0}]}, "predictors.0.sigma: Input should be greater than or equal to 0"),
+        ({"predictors": [{"depth_penalti": 1.0}]}, "predictors.0.depth_penalti: unknown key; known here: name, kind, "),
+        ({"training.exits": "mixed", "training.gradient_scaling": 0.5}, "need all exits of a token; not 'mixed'"),
+        (
+            {"training.exits": "mixed", "training.self_distillation": 0.5},
+            "training.gradient_scaling and self_distillation need all exits of a token; not 'mixed'",
+        ),
+        ({"training.paths": 3}, "training.paths = 3 is for exits = 'mixed'"),
+        ({"training.self_distillation": 1.0}, "training.self_distillation: Input should be less than 1"),
+        ({"frozen.tokens": 0}, "frozen.tokens: Input should be greater than or equal to 1"),
     ],
 )
 def test_contradictions_are_named(tmp_path: Path, overrides: dict[str, Any], expected: str) -> None:
@@ -199,7 +235,11 @@ def test_contradictions_are_named(tmp_path: Path, overrides: dict[str, Any], exp
 @pytest.mark.parametrize(
     "overrides",
     [
-        {"model.decoder.kernel_sizes": [3], "model.halting": "none"},
+        {"model.decoder.kernel_sizes": [3], "predictors": []},
+        {"predictors": [{}, {"kind": "multinomial"}, {"name": "other", "kind": "halting", "target": "gain"}]},
+        {"predictors": [{"prices": [1.0, 2.0, 2.0, 4.0, 5.0, 6.0]}], "joint": {}},
+        {"training.exits": "mixed", "training.paths": 3},
+        {"training.gradient_scaling": 0.5, "training.self_distillation": 0.3},
         {"model.decoder.kernel_sizes": [4, 2]},
         {"model.encoder": {**ATTENTION, "windows": [0, 5]}, "model.decoder": {**ATTENTION, "windows": [4, 0, 1]}},
         # Heads of convolutions are those of stacks that have them.
@@ -216,6 +256,24 @@ def test_contradictions_are_named(tmp_path: Path, overrides: dict[str, Any], exp
 def test_what_is_no_contradiction_is_accepted(tmp_path: Path, overrides: dict[str, Any]) -> None:
     """Control of the test above."""
     load_config(write(tmp_path, DATA), overrides)
+
+
+def test_a_predictor_without_a_name_is_called_by_its_kind(tmp_path: Path) -> None:
+    text = (
+        DATA + '[[predictors]]\n[[predictors]]\nkind = "sequence"\n[[predictors]]\nname = "x"\nkind = "multinomial"\n'
+    )
+    config = load_config(write(tmp_path, text))
+    assert [predictor.name for predictor in config.predictors] == ["halting", "sequence", "x"]
+    (tmp_path / "config.json").write_bytes(save_config(config))
+    assert load_resolved_config(tmp_path / "config.json") == config
+
+
+def test_the_first_predictor_is_trained_with_the_trunk_where_there_is_a_joint_phase(tmp_path: Path) -> None:
+    text = DATA + '[[predictors]]\nkind = "sequence"\n[[predictors]]\nkind = "multinomial"\n'
+    for joint, expected in (("", []), ("[joint]\nepochs = 1\n", ["sequence"])):
+        config = load_config(write(tmp_path, text + joint))
+        assert [predictor.name for predictor in config.joint_predictors] == expected
+        assert config.joint_predictors + config.frozen_predictors == config.predictors
 
 
 def test_a_value_is_not_taken_for_a_table(tmp_path: Path) -> None:
@@ -266,7 +324,7 @@ def test_there_are_examples() -> None:
 def test_every_example_loads_and_builds(path: Path) -> None:
     """Its data need not be there; the width is cut to eight."""
     config = load_config(path, {"model.dim": 8})
-    model = build_model(config.model, vocab_size=32)
+    model = build_model(config.model, 32, config.predictors)
     assert len(model.encoder.blocks) == len(config.model.encoder.reaches)
     assert len(model.decoder.blocks) == len(config.model.decoder.reaches)
-    assert (model.decoder.halting_units is None) == (config.model.halting == "none")
+    assert list(model.predictors) == [predictor.name for predictor in config.predictors]

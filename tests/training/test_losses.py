@@ -10,7 +10,16 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 import edgeseq.training.losses
-from edgeseq.training.losses import ExitWeights, classify_and_score, exit_loss, exit_weights, sample_exits
+from edgeseq.training.losses import (
+    ExitWeights,
+    Teacher,
+    classify_and_score,
+    exit_loss,
+    exit_weights,
+    gain_loss,
+    gradient_scales,
+    sample_exits,
+)
 from ramp import greatest_difference, ramp
 
 TOKENS, DIM, VOCAB = 11, 6, 9
@@ -89,6 +98,85 @@ def test_the_fused_loss_under_autocast_is_near_the_exact_one() -> None:
     assert states.grad is not None
     assert states.grad.dtype == torch.float32
     assert greatest_difference(3 * states.grad, exact["states"].float()) < 5e-3
+
+
+# --- Self-distillation
+
+
+def distilled(smoothing: float, share: float, *, fused: bool = True) -> dict[str, Tensor]:
+    """Loss, plain likelihood and gradients with a teacher, fused or by a plain formula."""
+    states, weight, labels = states_weight_labels()
+    told = (2 * ramp(TOKENS, DIM, start=500)).requires_grad_(), ramp(VOCAB, DIM, start=700).requires_grad_()
+    if fused:
+        loss, likelihood = classify_and_score(states, weight, labels, smoothing, Teacher(*told, share))
+    else:
+        logits = states @ weight.T
+        target = torch.softmax(told[0] @ told[1].T, dim=-1).detach()
+        own = F.cross_entropy(logits, labels, label_smoothing=smoothing)
+        loss = (1 - share) * own - share * (target * torch.log_softmax(logits, dim=-1)).sum(-1).mean()
+        likelihood = F.cross_entropy(logits, labels)
+    (3 * loss).backward()
+    assert states.grad is not None
+    assert weight.grad is not None
+    assert [tensor.grad for tensor in told] == [None, None], "the teacher gets no gradient"
+    return {"loss": loss, "likelihood": likelihood, "states": states.grad, "weight": weight.grad}
+
+
+@pytest.mark.parametrize("chunk", [1, 4, TOKENS, 512])
+@pytest.mark.parametrize(("smoothing", "share"), [(0.0, 0.5), (0.1, 0.3), (0.1, 0.0), (0.7, 0.9)])
+def test_a_teacher_is_a_part_of_the_target_in_value_and_gradients(
+    monkeypatch: pytest.MonkeyPatch, chunk: int, smoothing: float, share: float
+) -> None:
+    monkeypatch.setattr(edgeseq.training.losses, "_CHUNK", chunk)
+    expected = distilled(smoothing, share, fused=False)
+    for name, value in distilled(smoothing, share).items():
+        assert greatest_difference(value, expected[name]) < TOLERANCE, name
+
+
+def test_a_teachers_share_matters() -> None:
+    """Control of the equality above: another share, or none."""
+    ours = distilled(0.1, 0.3)
+    for other in (distilled(0.1, 0.5, fused=False), results(0.1, fused=False)):
+        assert all(greatest_difference(ours[name], other[name]) > CLEARLY for name in ("loss", "states", "weight"))
+        assert greatest_difference(ours["likelihood"], other["likelihood"]) < TOLERANCE
+
+
+def test_a_share_of_nothing_is_no_teacher() -> None:
+    plain = results(0.1)
+    for name, value in distilled(0.1, 0.0).items():
+        assert greatest_difference(value, plain[name]) < TOLERANCE
+
+
+def test_a_teacher_under_autocast_is_near_the_exact_one() -> None:
+    states, weight, labels = states_weight_labels()
+    states, weight = states.detach().float().requires_grad_(), weight.detach().float().requires_grad_()
+    teacher = Teacher((2 * ramp(TOKENS, DIM, start=500)).float(), ramp(VOCAB, DIM, start=700).float(), 0.3)
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        loss, _ = classify_and_score(states, weight, labels, 0.1, teacher)
+    loss.backward()
+    exact = distilled(0.1, 0.3, fused=False)
+    assert float(loss.detach()) == pytest.approx(float(exact["loss"].detach()), rel=1e-2)
+    assert states.grad is not None
+    assert greatest_difference(3 * states.grad, exact["states"].float()) < 5e-3
+
+
+# --- Gradient scaling
+
+
+@pytest.mark.parametrize(
+    ("gamma", "blocks", "scales", "up"),
+    [
+        (1.0, 4, [3, 2, 1, 1], [1 / 2, 1, 1]),
+        (0.5, 4, [1.5, 1, 0.5, 1], [1, 2, 1]),
+        (0.3, 2, [0.3, 1], [1]),
+        (0.5, 1, [1], []),
+    ],
+)
+def test_gradient_scales_are_those_of_appendix_a(
+    gamma: float, blocks: int, scales: list[float], up: list[float]
+) -> None:
+    """γ_n = γ (N - n), the last 1; what comes back from above block n is divided by γ_(n+1)."""
+    assert gradient_scales(gamma, blocks) == (pytest.approx(scales), pytest.approx(up))
 
 
 # --- Weights of exits
@@ -171,3 +259,12 @@ def test_the_exit_loss_is_minus_the_mean_log_chance_of_the_oracles_depth() -> No
     assert float(loss) == pytest.approx(-(math.log(0.3) + math.log(0.8)) / 2)
     shifted = -(math.log(0.5) + math.log(0.1)) / 2  # control: depths counted from zero
     assert float(loss) != pytest.approx(shifted)
+
+
+def test_the_gain_loss_is_the_mean_of_every_units_own() -> None:
+    chances = torch.tensor([[0.9, 0.2], [0.4, 0.5]], dtype=torch.float64)
+    loss = gain_loss(chances.logit(), torch.tensor([[True, False], [False, True]]))
+    expected = -(math.log(0.9) + math.log(0.8) + math.log(0.6) + math.log(0.5)) / 4
+    assert float(loss) == pytest.approx(expected)
+    turned = -(math.log(0.1) + math.log(0.2) + math.log(0.4) + math.log(0.5)) / 4  # control: the other way round
+    assert float(loss) != pytest.approx(turned)

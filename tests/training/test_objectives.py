@@ -1,6 +1,7 @@
 """Objectives: what each phase minimises, and what it leaves alone."""
 
 from collections.abc import Iterator
+from typing import Any
 
 import pytest
 import torch
@@ -10,12 +11,12 @@ from torch import Tensor, nn
 import edgeseq.training.objectives
 from edgeseq.data.batching import Batch
 from edgeseq.models import Seq2Seq
-from edgeseq.modules.exits import log_stop_distribution
-from edgeseq.training.losses import exit_weights
-from edgeseq.training.objectives import AlignedExits, HaltingOnFrozenTrunk, JointHalting, Objective
-from edgeseq.training.oracles import oracle_depths, worth_stopping
+from edgeseq.modules.predictors import mean_memory
+from edgeseq.training.losses import exit_weights, gradient_scales
+from edgeseq.training.objectives import AlignedExits, DecoderObjective, JointObjective, MixedExits, Objective
+from edgeseq.training.predictor_loss import PredictorLoss, observe_exits
 from edgeseq_runtime.tokenizer import BOS_ID, EOS_ID, PAD_ID
-from small_models import DECODER_KERNEL_SIZES, balance_halting_units, small_model
+from small_models import DECODER_KERNEL_SIZES, PREDICTORS, balance_predictors, small_model
 
 BLOCKS = len(DECODER_KERNEL_SIZES)
 SMOOTHING = 0.1
@@ -35,7 +36,7 @@ VALID = LABELS != PAD_ID
 
 
 def make_model(dropout: float = 0.0) -> Seq2Seq:
-    return balance_halting_units(small_model(dropout=dropout))
+    return balance_predictors(small_model(predictors=PREDICTORS, dropout=dropout))
 
 
 def logits_of(model: Seq2Seq) -> list[Tensor]:
@@ -56,7 +57,7 @@ def names_of(model: Seq2Seq, parameters: Iterator[nn.Parameter]) -> set[str]:
     return {names[parameter] for parameter in parameters}
 
 
-UNITS = {"decoder.halting_units.weight", "decoder.halting_units.bias"}
+OF_PREDICTORS = {f"predictors.{config.name}.{kind}" for config in PREDICTORS for kind in ("weight", "bias")}
 
 
 # --- Aligned exits
@@ -93,7 +94,7 @@ def test_the_mean_over_sampled_exits_is_the_gradient_of_all(monkeypatch: pytest.
         chosen = {drawn: WEIGHTS[drawn - 1] * (BLOCKS - 1), BLOCKS: WEIGHTS[-1]}
         monkeypatch.setattr(edgeseq.training.objectives, "sample_exits", lambda weights, generator, c=chosen: c)
         sampled.append(gradients(AlignedExits(WEIGHTS, True, SMOOTHING), model))
-    for name in expected.keys() - UNITS:
+    for name in expected.keys() - OF_PREDICTORS:
         # The norm of an exit that was not drawn has no gradient.
         mean = sum((one[name] for one in sampled if name in one), torch.zeros(())) / len(sampled)
         assert torch.allclose(mean, expected[name], atol=1e-6), name
@@ -101,140 +102,244 @@ def test_the_mean_over_sampled_exits_is_the_gradient_of_all(monkeypatch: pytest.
     assert not torch.allclose(sampled[0][name], expected[name], atol=1e-3)
 
 
-def test_aligned_training_leaves_the_halting_units_alone() -> None:
-    model, objective = make_model(), AlignedExits(WEIGHTS, False, SMOOTHING)
+@pytest.mark.parametrize(
+    "objective", [AlignedExits(WEIGHTS, False, SMOOTHING), MixedExits(8, SMOOTHING)], ids=["aligned", "mixed"]
+)
+def test_training_of_exits_leaves_predictors_alone(objective: Objective) -> None:
+    model = make_model()
+    torch.manual_seed(1)
     everything = {name for name, _ in model.named_parameters()}
-    assert names_of(model, objective.parameters(model)) == everything - UNITS
-    assert gradients(objective, model).keys() == everything - UNITS
+    assert names_of(model, objective.parameters(model)) == everything - OF_PREDICTORS
+    assert gradients(objective, model).keys() == everything - OF_PREDICTORS
 
 
-def test_aligned_training_needs_no_halting_units() -> None:
-    model = small_model(halting="none")
+def test_training_of_exits_needs_no_predictors() -> None:
+    model = small_model(predictors=())
     assert names_of(model, AlignedExits(WEIGHTS, False, 0.0).parameters(model)) == {
         name for name, _ in model.named_parameters()
     }
 
 
-# --- Halting on a frozen trunk
+# --- Gradient scaling
 
 
-def scores_by_hand(model: Seq2Seq, oracle: str) -> Tensor:
-    """(2, 4, N): what each block makes of each token, one token at a time."""
-    states = model(BATCH.source, BATCH.padding_mask, BATCH.tokens)
-    scores = torch.zeros(2, 4, BLOCKS, dtype=torch.float64)
+def test_gradient_scaling_balances_what_a_block_gets_from_its_exit_and_from_above() -> None:
+    """With γ = 0.5 and N = 4, γ_n = 1.5, 1, 0.5, 1. From the last exit down, the output of block 1 gets this.
+
+    1.5 L1 + (1 L2 + (0.5 L3 + (1 L4) / γ_4) / γ_3) / γ_2 = 1.5 L1 + L2 + L3 + 2 L4,
+    each L weighted by its exit's weight.
+    """
+    name = "decoder.blocks.0.feed_forward.contract.weight"
+    model = make_model()
+    own = []
+    for block in range(BLOCKS):
+        only = [0.0] * BLOCKS
+        only[block] = WEIGHTS[block]
+        own.append(gradients(AlignedExits(only, False, SMOOTHING), model)[name])
+    scaled = gradients(AlignedExits(WEIGHTS, False, SMOOTHING, gradient_scaling=0.5), model)[name]
+    assert torch.allclose(scaled, 1.5 * own[0] + own[1] + own[2] + 2 * own[3], atol=1e-6)
+    assert not torch.allclose(scaled, sum(own, torch.zeros(())), atol=1e-4)  # control: plain gradients
+
+
+def test_gradient_scaling_leaves_the_last_exit_alone() -> None:
+    """Above block N there is nothing to balance: its own gradient is that of plain training."""
+    name = "decoder.blocks.3.feed_forward.contract.weight"
+    model = make_model()
+    scaled, plain = (
+        gradients(AlignedExits(WEIGHTS, False, SMOOTHING, gradient_scaling=gamma), model) for gamma in (0.5, 0.0)
+    )
+    assert torch.allclose(scaled[name], plain[name], atol=1e-7)
+    below = "decoder.blocks.2.feed_forward.contract.weight"  # control
+    assert not torch.allclose(scaled[below], plain[below], atol=1e-4)
+
+
+@torch.no_grad()
+def test_gradient_scaling_weighs_the_loss_by_its_scales() -> None:
+    model = make_model()
+    scales, _ = gradient_scales(0.5, BLOCKS)
+    losses = [F.cross_entropy(logits, LABELS[VALID], label_smoothing=SMOOTHING) for logits in logits_of(model)]
+    loss, logged = AlignedExits(WEIGHTS, False, SMOOTHING, gradient_scaling=0.5).loss(model, BATCH)
+    expected = sum(w * s * float(one) for w, s, one in zip(WEIGHTS, scales, losses, strict=True))
+    assert float(loss) == pytest.approx(expected, abs=1e-6)
+    plain = AlignedExits(WEIGHTS, False, SMOOTHING).loss(model, BATCH)[1]
+    assert torch.equal(logged["nll"], plain["nll"])
+
+
+# --- Self-distillation
+
+
+@torch.no_grad()
+def test_the_lower_exits_also_learn_what_the_last_one_says() -> None:
+    model, share = make_model(), 0.3
+    loss, _ = AlignedExits(WEIGHTS, False, SMOOTHING, self_distillation=share).loss(model, BATCH)
+    *below, last = logits_of(model)
+    told = torch.softmax(last, dim=-1)
+    expected = WEIGHTS[-1] * float(F.cross_entropy(last, LABELS[VALID], label_smoothing=SMOOTHING))
+    for weight, logits in zip(WEIGHTS, below, strict=False):
+        own = float(F.cross_entropy(logits, LABELS[VALID], label_smoothing=SMOOTHING))
+        distilled = float(-(told * torch.log_softmax(logits, dim=-1)).sum(-1).mean())
+        expected += weight * ((1 - share) * own + share * distilled)
+    assert float(loss) == pytest.approx(expected, abs=1e-6)
+    plain, _ = AlignedExits(WEIGHTS, False, SMOOTHING).loss(model, BATCH)
+    assert float(plain) != pytest.approx(expected, abs=1e-4)  # control
+
+
+def test_the_last_exit_learns_nothing_of_being_a_teacher() -> None:
+    """Its states get no gradient as a teacher: what comes to block N is that of its own loss."""
+    model = make_model()
+    weights = [0.0] * BLOCKS
+    weights[0] = 1.0
+    taught = gradients(AlignedExits(weights, False, SMOOTHING, self_distillation=0.5), model)
+    top = [name for name in taught if name.startswith(f"decoder.blocks.{BLOCKS - 1}.")]
+    assert top
+    assert all(not taught[name].any() for name in top)
+    assert taught["decoder.blocks.0.feed_forward.contract.weight"].any()  # control
+
+
+# --- Mixed exits
+
+
+def walk_tokens(model: Seq2Seq, depths: list[list[int]], *, copies: bool = True) -> tuple[float, float]:
+    """Smoothed and plain cross-entropy, token by token: each from its own block, later ones seeing it copied.
+
+    Each token takes a pass of its own, whose inputs are those before it: nothing can leak from behind.
+    """
+    smoothed = plain = 0.0
     for row, column in VALID.nonzero().tolist():
-        label = int(LABELS[row, column])
-        for block, state in enumerate(states, start=1):
-            logits = model.decoder.exit_heads(state[row, column], block)
-            if oracle == "likelihood":
-                scores[row, column, block - 1] = torch.log_softmax(logits, dim=-1)[label]
-            elif oracle == "correctness":
-                scores[row, column, block - 1] = int(logits.argmax()) == label
-            else:
-                last = model.decoder.exit_heads(states[-1][row, column], BLOCKS)
-                scores[row, column, block - 1] = int(logits.argmax()) == int(last.argmax())
-    return scores
+        length = column + 1
+        used = torch.tensor([depths[row][:length]]) if copies else None
+        source, mask = SOURCE[row : row + 1], (SOURCE == PAD_ID)[row : row + 1]
+        states = model.decoder(BATCH.tokens[row : row + 1, :length], model.encoder(source, mask), mask, used)
+        depth = depths[row][column]
+        logits = model.decoder.exit_heads(states[depth - 1][0, -1], depth)
+        smoothed += float(F.cross_entropy(logits, LABELS[row, column], label_smoothing=SMOOTHING))
+        plain += float(F.cross_entropy(logits, LABELS[row, column]))
+    return smoothed / int(VALID.sum()), plain / int(VALID.sum())
+
+
+DRAWN = [[[1, 4, 2, 3], [3, 1, 1, 1]], [[2, 2, 1, 4], [4, 2, 3, 3]]]
+"""Depths of two paths; the last two of the second sentence stand at padding."""
+
+
+def with_draws(monkeypatch: pytest.MonkeyPatch) -> list[tuple[int, int, tuple[int, ...]]]:
+    """Lets the depths drawn be those above; gives what was asked for."""
+    asked: list[tuple[int, int, tuple[int, ...]]] = []
+
+    def randint(low: int, high: int, size: tuple[int, ...], device: torch.device) -> Tensor:
+        asked.append((low, high, tuple(size)))
+        return torch.tensor(DRAWN[(len(asked) - 1) % len(DRAWN)])
+
+    monkeypatch.setattr(torch, "randint", randint)
+    return asked
 
 
 @torch.no_grad()
-@pytest.mark.parametrize("oracle", ["likelihood", "correctness", "agreement"])
-@pytest.mark.parametrize(("sigma", "penalty"), [(0.0, 0.0), (2.0, 0.05)])
-def test_the_gain_loss_asks_every_unit_by_itself(oracle: str, sigma: float, penalty: float) -> None:
+@pytest.mark.parametrize("head", ["tied", "untied"])
+def test_mixed_exits_are_the_loop_over_tokens(head: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    model = small_model(head=head)
+    asked = with_draws(monkeypatch)
+    loss, logged = MixedExits(len(DRAWN), SMOOTHING).loss(model, BATCH)
+    assert asked == [(1, BLOCKS + 1, (2, 4))] * len(DRAWN)
+    smoothed, plain = (sum(values) / len(DRAWN) for values in zip(*[walk_tokens(model, d) for d in DRAWN], strict=True))
+    assert float(loss) == pytest.approx(smoothed, abs=1e-6)
+    assert float(logged["nll"]) == pytest.approx(plain, abs=1e-6)
+    # Controls: states that are not copied; one path; every exit with the same share.
+    uncopied = sum(walk_tokens(model, depths, copies=False)[0] for depths in DRAWN) / len(DRAWN)
+    assert float(loss) != pytest.approx(uncopied, abs=1e-4)
+    assert float(loss) != pytest.approx(walk_tokens(model, DRAWN[0])[0], abs=1e-4)
+
+
+def test_mixed_exits_draw_every_depth_alike() -> None:
+    drawn: list[Tensor] = []
     model = make_model()
-    loss, logged = HaltingOnFrozenTrunk(oracle, "gain", sigma, penalty).loss(model, BATCH)
-    stop = worth_stopping(scores_by_hand(model, oracle), VALID, sigma, penalty)[VALID]
-    states = model(BATCH.source, BATCH.padding_mask, BATCH.tokens)
-    units = model.decoder.halting_units
-    assert units is not None
-    chances = torch.sigmoid(units([state[VALID] for state in states]))
-    expected = float(-torch.where(stop, chances, 1 - chances).log().mean())
-    assert float(loss) == pytest.approx(expected, abs=1e-5)
-    assert float(logged["exit_loss"]) == pytest.approx(expected, abs=1e-5)
-    # Control: the other target is another loss.
-    other, _ = HaltingOnFrozenTrunk(oracle, "depth", sigma, penalty).loss(model, BATCH)
-    assert float(other) != pytest.approx(expected, abs=1e-4)
+    forward = model.decoder.forward
 
+    def watch(*arguments: Any) -> Any:
+        drawn.append(arguments[3])
+        return forward(*arguments)
 
-@torch.no_grad()
-@pytest.mark.parametrize("oracle", ["likelihood", "correctness", "agreement"])
-@pytest.mark.parametrize(("sigma", "penalty"), [(0.0, 0.0), (0.0, 0.3), (2.0, 0.05)])
-def test_the_exit_loss_is_that_of_the_oracles_depths(oracle: str, sigma: float, penalty: float) -> None:
-    model = make_model()
-    loss, logged = HaltingOnFrozenTrunk(oracle, "depth", sigma, penalty).loss(model, BATCH)
-    depths = oracle_depths(scores_by_hand(model, oracle), VALID, sigma, penalty)[VALID]
-    states = model(BATCH.source, BATCH.padding_mask, BATCH.tokens)
-    units = model.decoder.halting_units
-    assert units is not None
-    stop = log_stop_distribution(units([state[VALID] for state in states])).exp()
-    expected = -sum(float(stop[token, depth - 1].log()) for token, depth in enumerate(depths)) / len(depths)
-    assert float(loss) == pytest.approx(expected, abs=1e-5)
-    assert float(logged["exit_loss"]) == pytest.approx(expected, abs=1e-5)
-    assert float(logged["oracle_depth"]) == pytest.approx(float(depths.double().mean()))
-    mean_depth = float((stop * torch.arange(1, BLOCKS + 1)).sum(dim=-1).mean())
-    assert float(logged["expected_depth"]) == pytest.approx(mean_depth, abs=1e-5)
-
-
-def test_the_oracles_ask_for_different_depths() -> None:
-    """Control: without this the test above could not tell them apart."""
-    model = make_model()
+    model.decoder.forward = watch  # type: ignore[method-assign]
+    torch.manual_seed(0)
     with torch.no_grad():
-        likelihood, correctness, agreement = (
-            oracle_depths(scores_by_hand(model, oracle), VALID, 0.0, 0.0)[VALID]
-            for oracle in ("likelihood", "correctness", "agreement")
-        )
-    assert not torch.equal(likelihood, correctness)
-    assert not torch.equal(likelihood, agreement)
-    assert not torch.equal(correctness, agreement)
-    assert len(likelihood.unique()) > 1
-    assert len(agreement.unique()) > 1
+        MixedExits(100, SMOOTHING).loss(model, BATCH)
+    counts = torch.stack(drawn).flatten().bincount(minlength=BLOCKS + 1)
+    assert counts[0] == 0
+    assert (counts[1:] / counts.sum()).tolist() == pytest.approx([1 / BLOCKS] * BLOCKS, abs=0.06)
 
 
-def test_on_a_frozen_trunk_only_the_units_learn() -> None:
-    model, objective = make_model(), HaltingOnFrozenTrunk("likelihood", "depth", 0.0, 0.05)
-    assert names_of(model, objective.parameters(model)) == UNITS
-    assert gradients(objective, model).keys() == UNITS
-
-
-def halting_losses(objective: Objective, model: Seq2Seq, **seeds: int) -> list[float]:
-    losses = []
-    for seed in seeds.values():
-        torch.manual_seed(seed)
-        losses.append(float(objective.loss(model, BATCH)[1]["exit_loss"]))
-    return losses
-
-
-def test_a_frozen_trunk_runs_without_dropout_and_keeps_its_mode() -> None:
-    model = make_model(dropout=0.5).train()
-    frozen = HaltingOnFrozenTrunk("likelihood", "depth", 0.0, 0.05)
-    first, second = halting_losses(frozen, model, first=0, second=1)
-    assert first == second
-    assert model.training
-    frozen.loss(model.eval(), BATCH)
-    assert not model.training
-    joint = JointHalting(AlignedExits(WEIGHTS, False, 0.0), frozen, 0.1)
-    first, second = halting_losses(joint, model.train(), first=0, second=1)
-    assert first != second  # control: joint training has dropout
+def test_mixed_exits_teach_every_exit_and_every_block() -> None:
+    model, objective = make_model(), MixedExits(8, SMOOTHING)
+    torch.manual_seed(1)
+    found = gradients(objective, model)
+    assert found.keys() == {name for name, _ in model.named_parameters()} - OF_PREDICTORS
+    assert all(gradient.any() for name, gradient in found.items() if "contract" in name)
 
 
 # --- Joint training
 
+KINDS: list[tuple[str, PredictorLoss]] = [
+    ("halting", PredictorLoss("likelihood", "depth", 0.0, 0.05, [1.0, 2.0, 3.0, 4.0])),
+    ("shared", PredictorLoss("agreement", "gain", 0.0, 0.05, [1.0, 2.0, 3.0, 4.0])),
+    ("multinomial", PredictorLoss("correctness", "depth", 2.0, 0.05, [1.0, 2.0, 3.0, 4.0])),
+    ("sentence", PredictorLoss("likelihood", "depth", 0.0, 0.05, [1.0, 2.0, 3.0, 4.0])),
+]
+every_kind = pytest.mark.parametrize(("name", "predictor_loss"), KINDS, ids=[name for name, _ in KINDS])
+
+
+def exit_loss_of(model: Seq2Seq, name: str, predictor_loss: PredictorLoss) -> Tensor:
+    memory = model.encoder(BATCH.source, BATCH.padding_mask)
+    states = model.decoder(BATCH.tokens, memory, BATCH.padding_mask)
+    observed = observe_exits(model, states, mean_memory(memory, BATCH.padding_mask), BATCH.labels)
+    return predictor_loss(model.predictor(name), observed)[0]
+
 
 @torch.no_grad()
-def test_joint_training_adds_the_exit_loss_times_alpha() -> None:
+@every_kind
+@pytest.mark.parametrize(
+    "exits", [AlignedExits(WEIGHTS, False, SMOOTHING), MixedExits(2, SMOOTHING)], ids=["aligned", "mixed"]
+)
+def test_joint_training_adds_the_exit_loss_times_alpha(
+    name: str, predictor_loss: PredictorLoss, exits: DecoderObjective
+) -> None:
+    """The predictor learns of states of tokens that did not stop, whatever the exits learn from."""
     model = make_model()
-    aligned, halting = AlignedExits(WEIGHTS, False, SMOOTHING), HaltingOnFrozenTrunk("likelihood", "depth", 0.0, 0.05)
-    loss, logged = JointHalting(aligned, halting, 0.3).loss(model, BATCH)
-    expected = float(aligned.loss(model, BATCH)[0]) + 0.3 * float(halting.loss(model, BATCH)[0])
+    torch.manual_seed(3)
+    loss, logged = JointObjective(exits, name, predictor_loss, 0.3).loss(model, BATCH)
+    torch.manual_seed(3)
+    expected = float(exits.loss(model, BATCH)[0]) + 0.3 * float(exit_loss_of(model, name, predictor_loss))
     assert float(loss) == pytest.approx(expected, abs=1e-5)
     assert logged.keys() == {"nll", "exit_loss", "oracle_depth", "expected_depth"}
 
 
-def test_in_joint_training_the_exit_loss_reaches_the_trunk() -> None:
+@every_kind
+def test_in_joint_training_the_exit_loss_reaches_the_trunk(name: str, predictor_loss: PredictorLoss) -> None:
+    """There is no stop-gradient: a multinomial predictor reaches block 1, one of sentences the encoder."""
     model = make_model()
-    aligned, halting = AlignedExits(WEIGHTS, False, SMOOTHING), HaltingOnFrozenTrunk("likelihood", "depth", 0.0, 0.05)
-    joint = JointHalting(aligned, halting, 0.3)
-    assert names_of(model, joint.parameters(model)) == {name for name, _ in model.named_parameters()}
+    aligned = AlignedExits(WEIGHTS, False, SMOOTHING)
+    joint = JointObjective(aligned, name, predictor_loss, 0.3)
+    own = {f"predictors.{name}.weight", f"predictors.{name}.bias"}
+    everything = {name for name, _ in model.named_parameters()}
+    assert names_of(model, joint.parameters(model)) == everything - OF_PREDICTORS | own
     together = gradients(joint, model)
+    assert together.keys() == everything - OF_PREDICTORS | own
     alone = gradients(aligned, model)
-    trunk = "decoder.blocks.0.feed_forward.contract.weight"
-    assert not torch.allclose(together[trunk], alone[trunk], atol=1e-6)
+    model.zero_grad()
+    exit_loss_of(model, name, predictor_loss).backward()
+    trunk = {n: p.grad for n, p in model.named_parameters() if p.grad is not None and n not in OF_PREDICTORS}
+    reached = "encoder.blocks.1.feed_forward.contract.weight"
+    if name != "sentence":
+        reached = "decoder.blocks.0.feed_forward.contract.weight"
+    assert trunk[reached].any()
+    for parameter, gradient in trunk.items():
+        assert torch.allclose(together[parameter], alone[parameter] + 0.3 * gradient, atol=1e-6), parameter
+
+
+def test_joint_training_has_dropout() -> None:
+    model = make_model(dropout=0.5).train()
+    joint = JointObjective(AlignedExits(WEIGHTS, False, 0.0), *KINDS[0], 0.1)
+    losses = []
+    for seed in (0, 0, 1):
+        torch.manual_seed(seed)
+        losses.append(float(joint.loss(model, BATCH)[1]["exit_loss"]))
+    assert losses[0] == losses[1]
+    assert losses[0] != losses[2]

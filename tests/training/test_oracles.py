@@ -8,15 +8,18 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torch import Tensor
 
-from edgeseq.training.oracles import oracle_depths, smooth_over_positions, worth_stopping
+from edgeseq.training.oracles import oracle_depths, smooth_over_positions, sum_over_sentence, worth_stopping
 from ramp import greatest_difference, ramp
 
-ONE_TOKEN = torch.ones(1, 1, dtype=torch.bool)
+
+def costs_of(penalty: float, blocks: int) -> Tensor:
+    """λ n."""
+    return penalty * torch.arange(1, blocks + 1, dtype=torch.float64)
 
 
 def depth_of(scores: list[float], penalty: float) -> int:
     """The oracle's depth of a single token."""
-    return int(oracle_depths(torch.tensor([[scores]], dtype=torch.float64), ONE_TOKEN, 0.0, penalty))
+    return int(oracle_depths(torch.tensor(scores, dtype=torch.float64), costs_of(penalty, len(scores))))
 
 
 def smooth_by_loops(scores: Tensor, valid: Tensor, sigma: float) -> Tensor:
@@ -89,7 +92,7 @@ def test_the_lowest_depth_wins_ties(blocks: int) -> None:
 def test_depths_are_those_of_the_loops(sigma: float, penalty: float, lengths: list[int], start: int) -> None:
     scores = ramp(2, 7, 4, start=start)
     valid = torch.arange(7) < torch.tensor(lengths).unsqueeze(1)
-    depths = oracle_depths(scores, valid, sigma, penalty)
+    depths = oracle_depths(smooth_over_positions(scores, valid, sigma), costs_of(penalty, 4))
     expected = torch.tensor(depths_by_loops(scores, valid, sigma, penalty))
     assert torch.equal(depths[valid], expected[valid])
 
@@ -117,8 +120,9 @@ def test_smoothing_lets_neighbours_decide() -> None:
     """A token that is right at block 1, among tokens that need block 3, goes to block 3."""
     scores = torch.tensor([[[0.0, 0, 1], [1, 1, 1], [0, 0, 1]]])
     valid = torch.ones(1, 3, dtype=torch.bool)
-    assert oracle_depths(scores, valid, 0.0, 0.05).tolist() == [[3, 1, 3]]
-    assert oracle_depths(scores, valid, 2.0, 0.05).tolist() == [[3, 3, 3]]
+    costs = costs_of(0.05, 3)
+    assert oracle_depths(scores, costs).tolist() == [[3, 1, 3]]
+    assert oracle_depths(smooth_over_positions(scores, valid, 2.0), costs).tolist() == [[3, 3, 3]]
 
 
 @given(
@@ -130,9 +134,8 @@ def test_a_block_is_worth_stopping_at_when_no_later_one_is_worth_its_price(
 ) -> None:
     """Against the definition, one block at a time; the lowest such block is the oracle's depth."""
     table = torch.tensor([scores], dtype=torch.float64)
-    valid = torch.ones(table.shape[:2], dtype=torch.bool)
-    stop = worth_stopping(table, valid, 0.0, penalty)
-    depths = oracle_depths(table, valid, 0.0, penalty)
+    stop = worth_stopping(table, costs_of(penalty, 4))
+    depths = oracle_depths(table, costs_of(penalty, 4))
     for token, row in enumerate(scores):
         net = [score - penalty * block for block, score in enumerate(row, start=1)]
         assert stop[0, token].tolist() == [net[n] >= max(net[n + 1 :]) for n in range(3)]
@@ -143,5 +146,29 @@ def test_a_block_is_worth_stopping_at_when_no_later_one_is_worth_its_price(
 def test_agreement_is_worth_stopping_at_wherever_it_occurs() -> None:
     """A token that agrees, parts and agrees again may stop at either place, not between."""
     scores = torch.tensor([[[1.0, 0.0, 1.0, 1.0]]])
-    assert worth_stopping(scores, ONE_TOKEN, 0.0, 0.05).tolist() == [[[True, False, True]]]
-    assert oracle_depths(scores, ONE_TOKEN, 0.0, 0.05).tolist() == [[1]]
+    assert worth_stopping(scores, costs_of(0.05, 4)).tolist() == [[[True, False, True]]]
+    assert oracle_depths(scores, costs_of(0.05, 4)).tolist() == [[1]]
+
+
+def test_prices_decide_which_depth_is_worth_it() -> None:
+    """Measured prices instead of a block each: here the second block is nearly free, and the third dear."""
+    scores = torch.tensor([-3.0, -2.5, -1.0])
+    assert int(oracle_depths(scores, 0.9 * torch.tensor([1.0, 2.0, 3.0]))) == 3
+    assert int(oracle_depths(scores, 0.9 * torch.tensor([1.0, 1.1, 3.0]))) == 2
+    assert worth_stopping(scores, 0.9 * torch.tensor([1.0, 1.1, 3.0])).tolist() == [False, True]
+
+
+def test_a_sentence_sums_the_scores_of_its_tokens() -> None:
+    scores = ramp(2, 4, 3)
+    valid = torch.tensor([[True, True, True, True], [True, True, False, False]])
+    summed = sum_over_sentence(scores, valid)
+    assert summed.shape == (2, 1, 3)
+    for row, length in enumerate((4, 2)):
+        for block in range(3):
+            expected = sum(float(scores[row, t, block]) for t in range(length))
+            assert float(summed[row, 0, block]) == pytest.approx(expected)
+    assert greatest_difference(summed, scores.sum(dim=1, keepdim=True)) > 1e-2  # control: padding counts
+    # The depth of the sum is neither the mean of the tokens' depths nor that of any one token.
+    table = torch.tensor([[[0.0, 0.6, 1.0], [0.0, 0.6, -1.0], [1.0, 0.6, 0.0]]])
+    one = oracle_depths(sum_over_sentence(table, torch.ones(1, 3, dtype=torch.bool)), costs_of(0.0, 3))
+    assert (one.tolist(), oracle_depths(table, costs_of(0.0, 3)).tolist()) == ([[2]], [[3, 2, 1]])

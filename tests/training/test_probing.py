@@ -7,6 +7,7 @@ import torch
 from edgeseq.evaluation.probing import Probe, probe_texts
 from edgeseq_runtime import Translator
 from edgeseq_runtime.tokenizer import BOS_ID, PAD_ID
+from linear import linear
 from predictor_bundle import write_predictor_bundle
 from tiny_bundle import tiny_model, tiny_sentences
 
@@ -65,7 +66,7 @@ def test_choices_and_confidence_are_those_of_each_exit(probes: list[Probe]) -> N
 
 
 def test_signals_are_those_of_each_predictor(translator: Translator, probes: list[Probe]) -> None:
-    predictors = translator.bundle.predictors
+    predictors = {name: linear(translator.bundle.predictors[name]) for name in ("halting", "multinomial", "sequence")}
     for probe in probes[:20]:
         _, states, memory = (tensor.numpy() for tensor in ask_torch(probe))
         weight, bias = predictors["halting"].weight, predictors["halting"].bias

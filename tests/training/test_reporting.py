@@ -12,13 +12,13 @@ from edgeseq.training.reporting import Reporter
 def test_metrics_go_to_one_csv_file_with_one_header(tmp_path: Path) -> None:
     with Reporter(tmp_path, "aligned", 10, 0) as reporter:
         reporter.record(2, {"loss": 1.25, "nll": 0.1234567})
-    with Reporter(tmp_path, "halting", 10, 0) as reporter:  # the next phase, or a resumed run
+    with Reporter(tmp_path, "joint", 10, 0) as reporter:  # the next phase, or a resumed run
         reporter.record(4, {"loss": 1e-9})
     assert (tmp_path / "metrics.csv").read_text().splitlines() == [
         "phase,step,name,value",
         "aligned,2,loss,1.25",
         "aligned,2,nll,0.123457",
-        "halting,4,loss,1e-09",
+        "joint,4,loss,1e-09",
     ]
     assert len(list((tmp_path / "tensorboard").iterdir())) == 2
 

@@ -1,8 +1,9 @@
-"""Whole runs from configuration to model file: both phases, interrupted anywhere, and every refusal."""
+"""Whole runs from configuration to model file: all phases, interrupted anywhere, and every refusal."""
 
 import logging
 import os
 import re
+import shutil
 import signal
 from collections.abc import Callable
 from pathlib import Path
@@ -13,21 +14,26 @@ import torch
 
 import edgeseq.training.run
 from edgeseq.config import RunConfig
-from edgeseq.data.batching import Batch
 from edgeseq.data.vocabulary import train_tokenizer
 from edgeseq.errors import CheckpointError, ConfigError, DataError, EdgeseqError
-from edgeseq.models import Seq2Seq
 from edgeseq.training.checkpoints import model_tensors
-from edgeseq.training.objectives import AlignedExits, HaltingOnFrozenTrunk, Objective
+from edgeseq.training.exit_cache import ExitCache
+from edgeseq.training.objectives import AlignedExits, JointObjective, MixedExits
 from edgeseq.training.run import load_run, train
 from edgeseq_runtime.tokenizer import Tokenizer
 from small_corpora import SENTENCES, VOCAB_SIZE, write_lines, write_texts
 
 STACK = {"convolution_heads": 2, "feed_forward_dim": 8}
+HALTING = {"kind": "halting", "target": "gain", "oracle": "likelihood"}
+FROZEN: list[dict[str, Any]] = [
+    {"name": "common", "kind": "halting", "units": "shared", "oracle": "likelihood"},
+    {"kind": "multinomial", "oracle": "likelihood", "sigma": 1.0},
+]
+SENTENCE = {"name": "by-sentence", "kind": "sequence", "oracle": "likelihood", "depth_penalty": 0.2}
 
 
 def make_config(folder: Path, **changes: Any) -> RunConfig:
-    """A run of two short phases over small texts; changes are dotted keys with __ for dots."""
+    """A run over small texts: two short phases, then two predictors; changes are dotted keys with __ for dots."""
     table: dict[str, Any] = {
         "data": {**write_texts(folder), "vocab_size": VOCAB_SIZE},
         "model": {
@@ -44,7 +50,9 @@ def make_config(folder: Path, **changes: Any) -> RunConfig:
             "valid_sentences": 1,
             "valid_depths": [1],
         },
-        "halting": {"epochs": 1},
+        "joint": {"epochs": 1},
+        "frozen": {"tokens": 300, "epochs": 2},
+        "predictors": [HALTING, *FROZEN],
     }
     for key, value in changes.items():
         *parents, leaf = key.split("__")
@@ -53,6 +61,9 @@ def make_config(folder: Path, **changes: Any) -> RunConfig:
             place = place[parent]
         place[leaf] = value
     return RunConfig.model_validate(table)
+
+
+NO_PREDICTORS: dict[str, Any] = {"predictors": [], "joint": None}
 
 
 def refusal(error_class: type[EdgeseqError], call: Callable[[], object]) -> str:
@@ -69,19 +80,27 @@ def finished(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder / "run"
 
 
-def interrupt_at(monkeypatch: pytest.MonkeyPatch, objective: type[Objective], call: int) -> None:
-    """Presses Ctrl-C during one loss of a class of objectives."""
-    loss = objective.loss
+MOMENTS: dict[str, tuple[type, str]] = {
+    "exits": (AlignedExits, "loss"),
+    "joint": (JointObjective, "loss"),
+    "frozen": (ExitCache, "__getitem__"),
+}
+"""Phase to what is called once in each of its steps."""
+
+
+def interrupt_at(monkeypatch: pytest.MonkeyPatch, kind: type, method: str, call: int) -> None:
+    """Presses Ctrl-C during one call of a class's method."""
+    original = getattr(kind, method)
     calls = 0
 
-    def interrupting(self: Any, model: Seq2Seq, batch: Batch) -> Any:
+    def interrupting(self: Any, *arguments: Any) -> Any:
         nonlocal calls
         calls += 1
         if calls == call:
             os.kill(os.getpid(), signal.SIGINT)
-        return loss(self, model, batch)
+        return original(self, *arguments)
 
-    monkeypatch.setattr(objective, "loss", interrupting)
+    monkeypatch.setattr(kind, method, interrupting)
 
 
 def test_a_run_leaves_what_export_needs(finished: Path) -> None:
@@ -90,12 +109,13 @@ def test_a_run_leaves_what_export_needs(finished: Path) -> None:
     assert config == make_config(finished.parent)
     assert tokenizer.vocab_size == VOCAB_SIZE
     assert not model.training
-    assert model.decoder.halting_units is not None
-    assert model.decoder.halting_units.weight.any(), "the second phase has not run"
+    assert list(model.predictors) == ["halting", "common", "multinomial"]
+    for name in model.predictors:
+        assert model.predictor(name).get_parameter("weight").any(), f"predictor {name} has learnt nothing"
 
 
 def test_a_run_says_what_became_of_its_data(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
-    config = make_config(tmp_path, model__halting="none", training__epochs=0.1, data__max_pieces=16)
+    config = make_config(tmp_path, **NO_PREDICTORS, training__epochs=0.1, data__max_pieces=16)
     long = " ".join(SENTENCES[:4])
     write_lines(Path(config.data.src), [*SENTENCES, "", long])
     write_lines(Path(config.data.tgt), [*SENTENCES, "x", long])
@@ -118,7 +138,7 @@ def make_config_with_tokenizer(config: RunConfig, path: Path) -> RunConfig:
 def test_a_given_tokenizer_is_used_and_kept(tmp_path: Path, tokenizer: Tokenizer) -> None:
     given = tmp_path / "given.model"
     given.write_bytes(tokenizer.model_bytes)
-    config = make_config_with_tokenizer(make_config(tmp_path, model__halting="none", data__vocab_size=9000), given)
+    config = make_config_with_tokenizer(make_config(tmp_path, **NO_PREDICTORS, data__vocab_size=9000), given)
     train(config, tmp_path / "run", resume=False)
     assert (tmp_path / "run" / "tokenizer.model").read_bytes() == tokenizer.model_bytes
 
@@ -126,15 +146,16 @@ def test_a_given_tokenizer_is_used_and_kept(tmp_path: Path, tokenizer: Tokenizer
 # --- Resumption
 
 
-@pytest.mark.parametrize("moments", [[("aligned", 2)], [("halting", 3)], [("aligned", 3), ("halting", 1)]], ids=str)
+@pytest.mark.parametrize(
+    "moments", [[("exits", 2)], [("joint", 3)], [("exits", 3), ("joint", 1)], [("frozen", 2)]], ids=str
+)
 def test_an_interrupted_run_ends_with_the_same_model_file(
     tmp_path: Path, finished: Path, monkeypatch: pytest.MonkeyPatch, moments: list[tuple[str, int]]
 ) -> None:
     config = make_config(tmp_path)
-    objectives = {"aligned": AlignedExits, "halting": HaltingOnFrozenTrunk}
     for count, (phase, call) in enumerate(moments):
         with monkeypatch.context() as patch:
-            interrupt_at(patch, objectives[phase], call)
+            interrupt_at(patch, *MOMENTS[phase], call)
             with pytest.raises(KeyboardInterrupt):
                 train(config, tmp_path / "run", resume=count > 0)
         assert not (tmp_path / "run" / "model.safetensors").exists()
@@ -151,8 +172,7 @@ def test_another_seed_gives_another_model(tmp_path: Path, finished: Path) -> Non
 
 def test_resuming_a_finished_run_changes_nothing(finished: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     before = (finished / "model.safetensors").read_bytes()
-    monkeypatch.delattr(AlignedExits, "loss")
-    monkeypatch.delattr(HaltingOnFrozenTrunk, "loss")
+    forbid_training_of_the_trunk(monkeypatch)
     train(make_config(finished.parent), finished, resume=True)
     assert (finished / "model.safetensors").read_bytes() == before
 
@@ -162,11 +182,82 @@ def test_resuming_nothing_starts_a_run(tmp_path: Path, finished: Path) -> None:
     assert (tmp_path / "run" / "model.safetensors").read_bytes() == (finished / "model.safetensors").read_bytes()
 
 
-def test_joint_training_is_the_second_phase_where_asked_for(tmp_path: Path, finished: Path) -> None:
-    train(make_config(tmp_path, halting__trunk="joint"), tmp_path / "run", resume=False)
-    joint, frozen = (model_tensors(load_run(run)[2]) for run in (tmp_path / "run", finished))
+def forbid_training_of_the_trunk(monkeypatch: pytest.MonkeyPatch) -> None:
+    for kind in (AlignedExits, MixedExits, JointObjective):
+        monkeypatch.delattr(kind, "loss")
+
+
+def tensors_of(run: Path) -> dict[str, torch.Tensor]:
+    return {name: tensor.clone() for name, tensor in model_tensors(load_run(run)[2]).items()}
+
+
+def different(one: dict[str, torch.Tensor], other: dict[str, torch.Tensor]) -> set[str]:
+    return {name for name in one.keys() | other.keys() if not torch.equal(one.get(name, NONE), other.get(name, NONE))}
+
+
+NONE = torch.zeros(0)
+
+
+def test_predictors_can_be_added_to_a_finished_run(
+    tmp_path: Path, finished: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    """They and only they are trained; the trunk, and what was trained with it, stays as it is in bits."""
+    run = tmp_path / "run"
+    shutil.copytree(finished, run)
+    before = tensors_of(run)
+    forbid_training_of_the_trunk(monkeypatch)
+    cached = {path: path.stat().st_mtime_ns for path in (run / "exit_states").iterdir()}
+    config = make_config(finished.parent, predictors=[HALTING, *FROZEN, SENTENCE], frozen__epochs=3)
+    with caplog.at_level(logging.INFO, logger="edgeseq"):
+        train(config, run, resume=True)
+    after = tensors_of(run)
+    frozen = {f"predictors.{name}.{kind}" for name in ("common", "multinomial") for kind in ("weight", "bias")}
+    added = {"predictors.by-sentence.weight", "predictors.by-sentence.bias"}
+    assert different(before, after) == frozen | added  # the old ones were trained for longer
+    assert after["predictors.by-sentence.weight"].any()
+    assert load_run(run)[0] == config
+    assert {path: path.stat().st_mtime_ns for path in (run / "exit_states").iterdir()} == cached, "computed again"
+    assert "predictor by-sentence: loss" in caplog.text
+    assert "predictor halting" not in caplog.text
+
+
+def test_a_predictor_ends_the_same_whichever_others_are_trained(tmp_path: Path, finished: Path) -> None:
+    run = tmp_path / "run"
+    shutil.copytree(finished, run)
+    train(make_config(finished.parent, predictors=[HALTING, SENTENCE, FROZEN[1]]), run, resume=True)
+    one, other = tensors_of(finished), tensors_of(run)
+    assert torch.equal(one["predictors.multinomial.weight"], other["predictors.multinomial.weight"])
+    assert not any(name.startswith("predictors.common") for name in other)
+    # Control: with other settings it ends otherwise.
+    train(make_config(finished.parent, predictors=[HALTING, {**FROZEN[1], "sigma": 0.0}]), run, resume=True)
+    assert not torch.equal(tensors_of(run)["predictors.multinomial.weight"], one["predictors.multinomial.weight"])
+
+
+def test_all_predictors_are_frozen_ones_without_a_joint_phase(tmp_path: Path, finished: Path) -> None:
+    train(make_config(tmp_path, joint=None), tmp_path / "run", resume=False)
+    frozen, joint = tensors_of(tmp_path / "run"), tensors_of(finished)
+    assert frozen.keys() == joint.keys()
     name = "encoder.blocks.0.feed_forward.expand.weight"
     assert not torch.equal(joint[name], frozen[name])
+    assert frozen["predictors.halting.weight"].any()
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"training__exits": "mixed", "training__paths": 2},
+        {"training__exits": "all", "training__gradient_scaling": 0.5, "training__self_distillation": 0.3},
+        {"predictors": [SENTENCE]},
+        {"predictors": [{**FROZEN[1], "oracle": "correctness"}], "training__precision": "bfloat16"},
+    ],
+    ids=str,
+)
+def test_every_kind_of_training_runs(tmp_path: Path, finished: Path, changes: dict[str, Any]) -> None:
+    train(make_config(tmp_path, **changes), tmp_path / "run", resume=False)
+    found, plain = tensors_of(tmp_path / "run"), tensors_of(finished)
+    assert all(tensor.isfinite().all() for tensor in found.values())
+    name = "encoder.blocks.0.feed_forward.expand.weight"
+    assert not torch.equal(found[name], plain[name])
 
 
 # --- Refusals
@@ -180,13 +271,21 @@ def test_a_second_run_in_one_folder_needs_resume(finished: Path) -> None:
 
 @pytest.mark.parametrize(
     "changes",
-    [{"model__norm": "post"}, {"training__seed": 2, "training__batch_tokens": 50}, {"data__vocab_size": 99}],
+    [
+        {"model__norm": "post"},
+        {"training__seed": 2, "training__batch_tokens": 50},
+        {"data__vocab_size": 99},
+        {"predictors": [{**HALTING, "sigma": 1.0}, *FROZEN]},
+        {"predictors": FROZEN},
+        {"joint": None},
+    ],
     ids=str,
 )
 def test_resuming_with_what_a_run_cannot_go_on_with_is_refused(finished: Path, changes: dict[str, Any]) -> None:
     before = (finished / "config.json").read_bytes()
     config = make_config(finished.parent, **changes)
-    names = {"model__norm": "model"}
+    joint = "the predictor that is trained with the trunk"
+    names = {"model__norm": "model", "predictors": joint, "joint": joint}
     changed = ", ".join(names.get(key, key.replace("__", ".")) for key in changes)
     assert refusal(CheckpointError, lambda: train(config, finished, resume=True)) == (
         f"{finished / 'config.json'} has other values of {changed} than the configuration, and the run cannot go on "
@@ -210,10 +309,10 @@ def test_a_start_that_failed_can_be_repeated(tmp_path: Path, finished: Path) -> 
 def test_resuming_with_a_damaged_checkpoint_names_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     config = make_config(tmp_path)
     with monkeypatch.context() as patch:
-        interrupt_at(patch, AlignedExits, 2)
+        interrupt_at(patch, AlignedExits, "loss", 2)
         with pytest.raises(KeyboardInterrupt):
             train(config, tmp_path / "run", resume=False)
-    path = tmp_path / "run" / "checkpoints" / "aligned-00000002-interrupted" / "optimizer.safetensors"
+    path = tmp_path / "run" / "checkpoints" / "exits-00000002-interrupted" / "optimizer.safetensors"
     path.write_bytes(path.read_bytes()[:-10])
     text = refusal(CheckpointError, lambda: train(config, tmp_path / "run", resume=True))
     assert text.startswith(f"{path} is damaged (")

@@ -9,13 +9,13 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torch import Tensor
 
-from edgeseq.config import StackConfig
+from edgeseq.config import PredictorConfig, StackConfig
 from edgeseq.models import Decoder, Seq2Seq
-from edgeseq.models.seq2seq import source_bias_of
-from edgeseq.modules import DecoderBlock
+from edgeseq.models.seq2seq import scale_gradient, source_bias_of
+from edgeseq.modules import DecoderBlock, HaltingUnits, SentenceDepth, TokenDepth
 from pasts import past_of
 from ramp import greatest_difference, ramp
-from small_models import DECODER_KERNEL_SIZES, VOCAB_SIZE, small_model
+from small_models import DECODER_KERNEL_SIZES, PREDICTORS, VOCAB_SIZE, small_model
 
 DIM, SOURCE, TIME = 8, 5, 9
 BLOCKS = len(DECODER_KERNEL_SIZES)
@@ -171,15 +171,74 @@ def count(model: Seq2Seq) -> int:
 
 
 def test_tied_tables_are_one_parameter() -> None:
-    tied = small_model(halting="none")
+    tied = small_model()
     assert tied.encoder.embedding is tied.decoder.embedding
     assert tied.decoder.exit_heads.weight(1) is tied.decoder.embedding.table.weight
     table = VOCAB_SIZE * DIM
-    assert count(small_model(halting="none", tied_embeddings=False)) == count(tied) + 2 * table
-    assert count(small_model(halting="none", head="untied")) == count(tied) + BLOCKS * table
+    assert count(small_model(tied_embeddings=False)) == count(tied) + 2 * table
+    assert count(small_model(head="untied")) == count(tied) + BLOCKS * table
 
 
-@pytest.mark.parametrize(("halting", "units"), [("none", 0), ("shared", 1), ("per_block", BLOCKS - 1)])
-def test_halting_units_are_as_many_as_the_configuration_says(halting: str, units: int) -> None:
-    model = small_model(halting=halting)
-    assert count(model) == count(small_model(halting="none")) + units * (DIM + 1)
+def test_a_model_has_the_predictors_of_its_configuration() -> None:
+    model = small_model(predictors=PREDICTORS)
+    kinds = [(name, type(model.predictor(name)), len(model.predictor(name).weight)) for name in model.predictors]
+    assert kinds == [
+        ("halting", HaltingUnits, BLOCKS - 1),
+        ("shared", HaltingUnits, 1),
+        ("multinomial", TokenDepth, BLOCKS),
+        ("sentence", SentenceDepth, BLOCKS),
+    ]
+    rows = BLOCKS - 1 + 1 + BLOCKS + BLOCKS
+    assert count(model) == count(small_model(predictors=())) + rows * (DIM + 1)
+
+
+def test_a_predictor_may_have_the_name_of_a_modules_method() -> None:
+    """Else a long training would end in an error when its predictors are put into the model."""
+    names = ["train", "keys", "to"]
+    model = small_model(predictors=[PredictorConfig(name=name) for name in names])
+    model.predictors["half"] = model.predictor("train")
+    assert list(model.predictors) == [*names, "half"]
+    assert model.train().predictor("keys").training
+    assert model.float().predictor("to").weight.dtype == torch.float32
+    assert {"predictors.to.weight", "predictors.keys.bias"} <= {name for name, _ in model.named_parameters()}
+
+
+# --- Scaled gradients
+
+
+def test_a_scaled_gradient_leaves_the_value_alone() -> None:
+    x = ramp(50, start=7).float().requires_grad_()
+    y = scale_gradient(x, 0.3)
+    assert torch.equal(y, x)
+    (y**3).sum().backward()
+    assert x.grad is not None
+    assert torch.allclose(x.grad, 0.3 * 3 * x.detach() ** 2)
+    assert torch.equal(0.3 * x + 0.7 * x.detach(), x) is False  # control: the printed formula rounds
+
+
+@every_model
+def test_scaling_what_comes_back_from_above_changes_no_state(name: str) -> None:
+    decoder = MODELS[name].decoder
+    scaled = decoder(TOKENS, MEMORY, PADDING, up_scales=[0.5, 2.0, 3.0])
+    for state, expected in zip(scaled, decoder(TOKENS, MEMORY, PADDING), strict=True):
+        assert torch.equal(state, expected)
+
+
+def first_block_gradient(decoder: Decoder, exit_block: int, up_scales: list[float] | None) -> Tensor:
+    """By the feed-forward weights of block 1, of something made of one exit."""
+    weight = decoder.get_parameter("blocks.0.feed_forward.contract.weight")
+    state = decoder(TOKENS, MEMORY, PADDING, up_scales=up_scales)[exit_block - 1]
+    return torch.autograd.grad((state * ramp(*state.shape, start=5)).sum(), weight)[0]
+
+
+@every_model
+@pytest.mark.parametrize(("exit_block", "factor"), [(1, 1.0), (2, 0.5), (3, 0.5 * 2.0), (4, 0.5 * 2.0 * 3.0)])
+def test_a_gradient_is_scaled_at_each_block_that_it_comes_down_through(
+    name: str, exit_block: int, factor: float
+) -> None:
+    """An exit's own gradient is not; that of block n passes the factors of all blocks below it."""
+    decoder = MODELS[name].decoder
+    plain = first_block_gradient(decoder, exit_block, None)
+    assert float(plain.abs().max()) > CLEARLY
+    scaled = first_block_gradient(decoder, exit_block, [0.5, 2.0, 3.0])
+    assert greatest_difference(scaled, factor * plain) < TOLERANCE

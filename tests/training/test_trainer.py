@@ -18,7 +18,7 @@ from edgeseq.data.batching import Batch, collate, plan_epoch
 from edgeseq.errors import CheckpointError
 from edgeseq.models import Seq2Seq
 from edgeseq.training.checkpoints import Progress, list_checkpoints, load_checkpoint, model_tensors
-from edgeseq.training.objectives import Objective
+from edgeseq.training.objectives import AlignedExits, Objective
 from edgeseq.training.schedules import rate_factor
 from edgeseq.training.trainer import Trainer
 from edgeseq.training.validation import loss_per_depth
@@ -26,7 +26,7 @@ from edgeseq_runtime.atomic import write_file
 from edgeseq_runtime.tokenizer import Tokenizer
 from small_runs import Interrupting, make_objective, make_phase, make_trainer, steps_per_epoch
 
-UNITS = {"decoder.halting_units.weight", "decoder.halting_units.bias"}
+UNITS = {"predictors.halting.weight", "predictors.halting.bias"}
 # The second decoder block has one tap, which softmax makes 1 whatever is learnt.
 WITHOUT_EFFECT = {"decoder.blocks.1.convolution_unit.convolution.tap_projection.weight"}
 
@@ -54,18 +54,15 @@ def metrics(run: Path, name: str) -> list[float]:
 # --- Phases
 
 
-def test_the_aligned_phase_trains_everything_but_the_halting_units(tmp_path: Path, tokenizer: Tokenizer) -> None:
-    trainer = make_trainer(tmp_path, tokenizer)
-    before = tensors_of(trainer)
-    trainer.run_phase(make_phase("aligned", 12, trainer), resume=False)
-    assert different(before, tensors_of(trainer)) == before.keys() - UNITS - WITHOUT_EFFECT
-
-
-def test_a_frozen_trunk_changes_in_no_bit(tmp_path: Path, tokenizer: Tokenizer) -> None:
+@pytest.mark.parametrize("name", ["aligned", "mixed"])
+def test_a_phase_of_exits_trains_everything_but_the_predictors(tmp_path: Path, tokenizer: Tokenizer, name: str) -> None:
+    """What is not trained changes in no bit, weight decay and averaging notwithstanding."""
     trainer = make_trainer(tmp_path, tokenizer, weight_decay=0.1, average_checkpoints=2, valid_interval=3)
+    with torch.no_grad():
+        trainer.model.predictor("halting").get_parameter("weight").add_(0.3)
     before = tensors_of(trainer)
-    trainer.run_phase(make_phase("frozen", 6, trainer), resume=False)
-    assert different(before, tensors_of(trainer)) == UNITS
+    trainer.run_phase(make_phase(name, 12, trainer), resume=False)
+    assert different(before, tensors_of(trainer)) == before.keys() - UNITS
 
 
 def test_joint_training_changes_everything(tmp_path: Path, tokenizer: Tokenizer) -> None:
@@ -75,19 +72,20 @@ def test_joint_training_changes_everything(tmp_path: Path, tokenizer: Tokenizer)
     assert different(before, tensors_of(trainer)) == before.keys() - WITHOUT_EFFECT
 
 
-def test_both_phases_learn(tmp_path: Path, tokenizer: Tokenizer) -> None:
-    torch.manual_seed(1)  # of the sampled exits
+@pytest.mark.parametrize("name", ["aligned", "mixed"])
+def test_phases_learn(tmp_path: Path, tokenizer: Tokenizer, name: str) -> None:
+    torch.manual_seed(1)  # of the sampled exits and depths
     trainer = make_trainer(tmp_path, tokenizer, dropout=0.0)
     device = torch.device("cpu")
     before = loss_per_depth(trainer.model.eval(), trainer.valid_corpus, device)
-    trainer.run_phase(make_phase("aligned", 40, trainer, learning_rate=0.03), resume=False)
+    trainer.run_phase(make_phase(name, 40, trainer, learning_rate=0.03), resume=False)
     after = loss_per_depth(trainer.model.eval(), trainer.valid_corpus, device)
     assert all(late < 0.8 * early for early, late in zip(before, after, strict=True))
     batch = collate(trainer.valid_corpus, range(8))
-    frozen = make_objective("frozen")
-    exit_loss_before = float(frozen.loss(trainer.model, batch)[0].detach())
-    trainer.run_phase(make_phase("frozen", 40, trainer, learning_rate=0.1), resume=False)
-    assert float(frozen.loss(trainer.model, batch)[0].detach()) < 0.95 * exit_loss_before
+    joint = make_objective("joint")
+    before_joint = float(joint.loss(trainer.model, batch)[1]["exit_loss"])
+    trainer.run_phase(make_phase("joint", 40, trainer, learning_rate=0.03), resume=False)
+    assert float(joint.loss(trainer.model.eval(), batch)[1]["exit_loss"]) < 0.95 * before_joint
 
 
 @pytest.mark.parametrize("norm", ["pre", "post"])
@@ -139,7 +137,7 @@ def resumed(run: Path, tokenizer: Tokenizer, name: str, **changes: Any) -> Train
     return trainer
 
 
-@pytest.mark.parametrize(("name", "accumulation"), [("aligned", 1), ("aligned", 2), ("frozen", 1), ("joint", 1)])
+@pytest.mark.parametrize(("name", "accumulation"), [("aligned", 1), ("aligned", 2), ("mixed", 1), ("joint", 1)])
 def test_an_interrupted_phase_ends_in_the_same_bits(
     tmp_path: Path, tokenizer: Tokenizer, name: str, accumulation: int
 ) -> None:
@@ -219,7 +217,7 @@ def test_a_finished_phase_is_not_trained_again(tmp_path: Path, tokenizer: Tokeni
 def test_resuming_from_another_models_checkpoint_names_it(tmp_path: Path, tokenizer: Tokenizer) -> None:
     interrupted(tmp_path, tokenizer, "aligned")
     trainer = make_trainer(tmp_path, tokenizer)
-    trainer.model.decoder.halting_units = None
+    trainer.model.predictors.clear()
     with pytest.raises(CheckpointError) as caught:
         trainer.run_phase(make_phase("aligned", RESUMED_STEPS, trainer), resume=True)
     path = tmp_path / "checkpoints" / "aligned-00000006-interrupted" / "model.safetensors"
@@ -316,18 +314,18 @@ def test_a_phase_is_as_long_as_its_epochs(
     tmp_path: Path, tokenizer: Tokenizer, epochs: float, accumulation: int
 ) -> None:
     trainer = make_trainer(tmp_path, tokenizer, accumulation=accumulation)
-    objective = Counting(make_objective("frozen"))
-    trainer.run_phase(make_phase("frozen", 1, trainer, objective, epochs=epochs), resume=False)
+    objective = Counting(make_objective("joint"))
+    trainer.run_phase(make_phase("joint", 1, trainer, objective, epochs=epochs), resume=False)
     per_epoch = steps_per_epoch(trainer)
     steps = max(1, round(epochs * per_epoch / accumulation))
     assert len(objective.batches) == steps * accumulation
-    assert checkpoints(tmp_path, "frozen") == [f"frozen-{steps:08d}"]
+    assert checkpoints(tmp_path, "joint") == [f"joint-{steps:08d}"]
 
 
 def test_batches_come_in_the_order_of_each_epochs_plan(tmp_path: Path, tokenizer: Tokenizer) -> None:
     trainer = make_trainer(tmp_path, tokenizer, seed=3)
-    objective = Counting(make_objective("frozen"))
-    trainer.run_phase(make_phase("frozen", 1, trainer, objective, epochs=2), resume=False)
+    objective = Counting(make_objective("joint"))
+    trainer.run_phase(make_phase("joint", 1, trainer, objective, epochs=2), resume=False)
     corpus = trainer.train_corpus
     plans = [plan_epoch(corpus, trainer.config.batch_tokens, 3, epoch) for epoch in (0, 1)]
     expected = [collate(corpus, indices) for plan in plans for indices in plan]
@@ -338,7 +336,7 @@ def test_batches_come_in_the_order_of_each_epochs_plan(tmp_path: Path, tokenizer
 def test_the_rate_follows_the_schedule(tmp_path: Path, tokenizer: Tokenizer, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(edgeseq.training.trainer, "_LOG_INTERVAL", 1)
     trainer = make_trainer(tmp_path, tokenizer)
-    phase = make_phase("frozen", 10, trainer, learning_rate=0.02, warmup_steps=4, schedule="inverse_sqrt")
+    phase = make_phase("joint", 10, trainer, learning_rate=0.02, warmup_steps=4, schedule="inverse_sqrt")
     trainer.run_phase(phase, resume=False)
     expected = [0.02 * rate_factor(step, 10, 4, "inverse_sqrt") for step in range(10)]
     assert metrics(tmp_path, "learning_rate") == pytest.approx(expected, rel=1e-5)
@@ -348,24 +346,25 @@ def test_the_rate_follows_the_schedule(tmp_path: Path, tokenizer: Tokenizer, mon
 def test_a_step_takes_the_clipped_mean_gradient_of_its_batches(
     tmp_path: Path, tokenizer: Tokenizer, clip_norm: float
 ) -> None:
-    trainer = make_trainer(tmp_path, tokenizer, accumulation=3, clip_norm=clip_norm)
+    trainer = make_trainer(tmp_path, tokenizer, dropout=0.0, accumulation=3, clip_norm=clip_norm)
     before = tensors_of(trainer)
-    objective = Counting(make_objective("frozen"))
-    trainer.run_phase(make_phase("frozen", 1, trainer, objective), resume=False)
+    every_exit = AlignedExits([1 / 3] * 3, False, 0.1)
+    objective = Counting(every_exit)
+    trainer.run_phase(make_phase("aligned", 1, trainer, objective), resume=False)
     assert len(objective.batches) == 3
-    untrained = make_trainer(tmp_path, tokenizer).model
+    untrained = make_trainer(tmp_path, tokenizer, dropout=0.0).model
     assert not different(before, model_tensors(untrained))
-    units = untrained.decoder.halting_units
-    assert units is not None
-    losses = [make_objective("frozen").loss(untrained, batch)[0] for batch in objective.batches]
-    gradients = torch.autograd.grad(torch.stack(losses).mean(), [units.weight, units.bias])
+    names = {parameter: name for name, parameter in untrained.named_parameters()}
+    trained = list(every_exit.parameters(untrained))
+    losses = [every_exit.loss(untrained, batch)[0] for batch in objective.batches]
+    gradients = torch.autograd.grad(torch.stack(losses).mean(), trained)
     norm = float(torch.cat([gradient.flatten() for gradient in gradients]).norm())
     assert 0.05 < norm < 100, "one limit must matter here, the other must not"
     # After the first step, Adam's first moment is the gradient times 1 - β₁.
-    moments = load_file(list_checkpoints(tmp_path / "checkpoints", "frozen")[0] / "optimizer.safetensors")
-    for name, gradient in zip(("weight", "bias"), gradients, strict=True):
-        moment = moments[f"decoder.halting_units.{name}:exp_avg"]
-        assert torch.allclose(moment, 0.1 * gradient * min(1, clip_norm / norm), rtol=1e-3, atol=1e-8)
+    moments = load_file(list_checkpoints(tmp_path / "checkpoints", "aligned")[0] / "optimizer.safetensors")
+    for parameter, gradient in zip(trained, gradients, strict=True):
+        moment = moments[f"{names[parameter]}:exp_avg"]
+        assert torch.allclose(moment, 0.1 * gradient * min(1, clip_norm / norm), rtol=1e-3, atol=1e-7)
 
 
 def test_training_has_dropout_and_validation_has_none(
@@ -414,8 +413,8 @@ def test_training_stops_when_the_loss_stays_above_its_best(
 ) -> None:
     with_losses(monkeypatch, 3.0, 2.0, 2.5, 1.9, 1.9, 2.0, 2.1)
     trainer = make_trainer(tmp_path, tokenizer, valid_interval=2, patience=patience)
-    objective = Counting(make_objective("frozen"))
-    trainer.run_phase(make_phase("frozen", 14, trainer, objective), resume=False)
+    objective = Counting(make_objective("joint"))
+    trainer.run_phase(make_phase("joint", 14, trainer, objective), resume=False)
     assert len(objective.batches) == steps
 
 
@@ -424,12 +423,12 @@ def test_patience_outlives_an_interruption(
 ) -> None:
     with_losses(monkeypatch, 3.0, 4.0, 5.0, 6.0, 7.0)
     trainer = make_trainer(tmp_path, tokenizer, valid_interval=2, patience=3)
-    objective = Interrupting(make_objective("frozen"), at=5)
+    objective = Interrupting(make_objective("joint"), at=5)
     with pytest.raises(KeyboardInterrupt):
-        trainer.run_phase(make_phase("frozen", 20, trainer, objective), resume=False)
+        trainer.run_phase(make_phase("joint", 20, trainer, objective), resume=False)
     trainer = make_trainer(tmp_path, tokenizer, valid_interval=2, patience=3)
-    trainer.run_phase(make_phase("frozen", 20, trainer), resume=True)
-    assert checkpoints(tmp_path, "frozen")[-1] == "frozen-00000008"  # 3.0, then three that are not better
+    trainer.run_phase(make_phase("joint", 20, trainer), resume=True)
+    assert checkpoints(tmp_path, "joint")[-1] == "joint-00000008"  # 3.0, then three that are not better
 
 
 def test_the_newest_checkpoints_are_kept_and_the_last_ones_averaged(tmp_path: Path, tokenizer: Tokenizer) -> None:
@@ -450,7 +449,7 @@ def test_validation_is_recorded_for_every_depth(
     tmp_path: Path, tokenizer: Tokenizer, capsys: pytest.CaptureFixture[str]
 ) -> None:
     trainer = make_trainer(tmp_path, tokenizer, valid_interval=2, valid_depths=[])
-    trainer.run_phase(make_phase("frozen", 4, trainer), resume=False)
+    trainer.run_phase(make_phase("joint", 4, trainer), resume=False)
     for depth in (1, 2, 3):  # BLEU at the first, the middle and the last: here, all
         assert len(metrics(tmp_path, f"valid_nll_{depth}")) == 2
         assert len(metrics(tmp_path, f"valid_bleu_{depth}")) == 2
@@ -462,8 +461,8 @@ def test_validation_is_recorded_for_every_depth(
 def test_progress_counts_tokens_epochs_and_time(tmp_path: Path, tokenizer: Tokenizer) -> None:
     trainer = make_trainer(tmp_path, tokenizer)
     per_epoch = steps_per_epoch(trainer)
-    trainer.run_phase(make_phase("frozen", per_epoch + 2, trainer), resume=False)
-    (path,) = list_checkpoints(tmp_path / "checkpoints", "frozen")
+    trainer.run_phase(make_phase("joint", per_epoch + 2, trainer), resume=False)
+    (path,) = list_checkpoints(tmp_path / "checkpoints", "joint")
     progress = load_checkpoint(path, trainer.model, trainer._build_optimizer(make_phase("joint", 1, trainer)))
     assert (progress.step, progress.epoch, progress.batch) == (per_epoch + 2, 1, 2)
     assert progress.finished
