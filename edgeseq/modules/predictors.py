@@ -43,7 +43,7 @@ class DepthPredictor(nn.Module, ABC):
         """
 
 
-class _LinearUnits(DepthPredictor):
+class LinearUnits(DepthPredictor):
     """A table of linear units on D channels; all depths start as likely as possible."""
 
     def __init__(self, dim: int, blocks: int, rows: int) -> None:
@@ -53,7 +53,7 @@ class _LinearUnits(DepthPredictor):
         self.bias = nn.Parameter(torch.zeros(rows))
 
 
-class HaltingUnits(_LinearUnits):
+class HaltingUnits(LinearUnits):
     """χ_n = sigmoid(w · exit_state_n + b), the chance to stop at block n < N (equation 12): geometric-like.
 
     As printed, the unit is shared by all blocks; with one unit per block each can have a scale of its own.
@@ -83,7 +83,7 @@ class HaltingUnits(_LinearUnits):
         return log_stop_distribution(self(exit_states))
 
 
-class TokenDepth(_LinearUnits):
+class TokenDepth(LinearUnits):
     """softmax(W · exit_state_1 + b): the depth of each token, chosen after block 1; multinomial."""
 
     def __init__(self, dim: int, blocks: int) -> None:
@@ -98,7 +98,7 @@ class TokenDepth(_LinearUnits):
         return torch.log_softmax(exit_states[0] @ self.weight.T + self.bias, dim=-1)
 
 
-class SentenceDepth(_LinearUnits):
+class SentenceDepth(LinearUnits):
     """softmax(W · s + b), s the mean of the encoder's output: one depth for a whole sentence (section 3.1)."""
 
     def __init__(self, dim: int, blocks: int) -> None:

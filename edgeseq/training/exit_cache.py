@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import torch
@@ -73,10 +74,7 @@ def build_exit_cache(
     stamp = folder / _FINGERPRINT_FILE
     if stamp.is_file() and stamp.read_text() == fingerprint:
         return ExitCache(folder)
-    was_training = model.training
-    # Dropout would blur the very states and probabilities that predictors see when translating.
-    model.eval()
-    with publish_directory(folder) as temporary, autocast, torch.no_grad():
+    with publish_directory(folder) as temporary, _without_dropout(model), autocast, torch.no_grad():
         for number, batch in enumerate(_batches(model, corpus, tokens, batch_tokens, seed)):
             memory = model.encoder(batch.source, batch.padding_mask)
             exit_states = model.decoder(batch.tokens, memory, batch.padding_mask)
@@ -93,8 +91,18 @@ def build_exit_cache(
             }
             save_file({name: value.cpu() for name, value in tensors.items()}, temporary / f"{number:05d}.safetensors")
         (temporary / _FINGERPRINT_FILE).write_text(fingerprint)
-    model.train(was_training)
     return ExitCache(folder)
+
+
+@contextmanager
+def _without_dropout(model: Seq2Seq) -> Iterator[None]:
+    """Dropout would blur the very states and probabilities that predictors see when translating."""
+    was_training = model.training
+    model.eval()
+    try:
+        yield
+    finally:
+        model.train(was_training)
 
 
 def _batches(model: Seq2Seq, corpus: ParallelCorpus, tokens: int, batch_tokens: int, seed: int) -> Iterator[Batch]:

@@ -57,7 +57,7 @@ class Bundle:
     sha256: str
     tokenizer: Tokenizer
     predictors: dict[str, Predictor]
-    calibration: Calibration | None
+    calibration: Calibration | None = None
 
     @property
     def operating_points(self) -> dict[str, str]:

@@ -8,8 +8,8 @@ from torch import Tensor
 
 from edgeseq.config import ModelConfig, PredictorConfig, StackConfig
 from edgeseq.models import Seq2Seq, build_model
-from edgeseq.modules import DepthPredictor, HaltingUnits
-from edgeseq.modules.predictors import mean_memory
+from edgeseq.modules import CertaintyUnits, DepthPredictor, HaltingUnits
+from edgeseq.modules.predictors import LinearUnits, certainty_of, mean_memory
 from ramp import fill_with_ramp
 
 VOCAB_SIZE = 24
@@ -56,7 +56,15 @@ def balance_predictors(model: Seq2Seq) -> Seq2Seq:
     memory = model.encoder(tokens, None)
     states = model.decoder(tokens.flip(1), memory, None)
     for name in model.predictors:
-        predictor = model.predictor(name)
+        certain = model.predictor(name)
+        if isinstance(certain, CertaintyUnits):
+            heads = model.decoder.exit_heads
+            certainty = torch.stack([certainty_of(heads(state, n)) for n, state in enumerate(states, start=1)], dim=2)
+            certain.contract_bias.zero_()
+            logits = certain(certainty.to(certain.contract_bias.dtype)).flatten(0, -2)
+            certain.contract_bias.copy_(-logits.median(dim=0).values)
+            continue
+        predictor = linear_units(model, name)
         predictor.bias.zero_()
         if isinstance(predictor, HaltingUnits):
             logits = predictor(states).flatten(0, -2)
@@ -67,6 +75,13 @@ def balance_predictors(model: Seq2Seq) -> Seq2Seq:
             predictor.weight.mul_(1.5 / (scores - scores.mean(dim=0)).std())
             predictor.bias.copy_(-_scores(predictor, states, memory).mean(dim=0))
     return model
+
+
+def linear_units(model: Seq2Seq, name: str) -> LinearUnits:
+    """A predictor of a model that is a table of linear units."""
+    predictor = model.predictor(name)
+    assert isinstance(predictor, LinearUnits)
+    return predictor
 
 
 def _scores(classifier: DepthPredictor, states: list[Tensor], memory: Tensor) -> Tensor:

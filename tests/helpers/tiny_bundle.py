@@ -18,6 +18,7 @@ from torch import nn
 
 from edgeseq.config import ModelConfig, PredictorConfig, StackConfig
 from edgeseq.models import Seq2Seq, build_model
+from edgeseq.modules import CertaintyUnits
 from edgeseq_export.facts import model_facts, predictor_entry
 from edgeseq_export.graphs import split_model
 from edgeseq_export.onnx_graphs import write_graph
@@ -35,7 +36,7 @@ from edgeseq_runtime.manifest import (
     TokenizerFacts,
 )
 from edgeseq_runtime.tokenizer import BOS_ID, EOS_ID, PAD_ID, UNK_ID
-from small_models import balance_predictors
+from small_models import balance_predictors, linear_units
 
 VOCAB_SIZE = 60
 
@@ -44,12 +45,14 @@ PREDICTORS = (
     PredictorConfig(name="shared", kind="halting", units="shared"),
     PredictorConfig(kind="multinomial"),
     PredictorConfig(name="by-sentence", kind="sequence"),
+    PredictorConfig(kind="certainty"),
 )
 """One of each kind; some have a name of their own."""
 
 POLICIES = [
     *("full", "2", "halting:0.5", "halting:0.4,0.6,0.5", "halting:0.3@2", "shared:0.5", "confidence:0.1"),
     *("confidence:0.08,0.12@1,3", "multinomial", "multinomial:0.6", "by-sentence", "by-sentence:0.7"),
+    *("certainty:0.5", "certainty:0.6,0.4,0.5"),
 ]
 """Depth policies of every kind that a tiny bundle has."""
 
@@ -162,7 +165,11 @@ def _roughen(model: Seq2Seq) -> None:
         weight[EOS_ID] *= 2  # or few sentences would end before their maximum length
     for name in model.predictors:
         predictor = model.predictor(name)
-        predictor.weight.copy_(torch.randn_like(predictor.weight) * 0.5)
+        if isinstance(predictor, CertaintyUnits):
+            predictor.contract_weight.copy_(torch.randn_like(predictor.contract_weight))
+        else:
+            weight = linear_units(model, name).weight
+            weight.copy_(torch.randn_like(weight) * 0.5)
     balance_predictors(model)
 
 

@@ -15,7 +15,7 @@ from edgeseq_runtime.bundle import file_sha256, load_bundle
 from edgeseq_runtime.errors import BundleError
 from edgeseq_runtime.manifest import MANIFEST_FILE
 from edgeseq_runtime.policy import FixedDepth
-from edgeseq_runtime.predictors import DepthClassifier, HaltingUnits
+from edgeseq_runtime.predictors import CertaintyUnits, DepthClassifier, HaltingUnits
 from linear import linear
 from tiny_bundle import safetensors_bytes, write_tiny_bundle
 
@@ -59,14 +59,14 @@ def test_whole_bundle_is_loaded(bundle: Path) -> None:
     assert loaded.path == bundle
     assert loaded.sha256 == file_sha256(bundle / MANIFEST_FILE)
     assert loaded.tokenizer.vocab_size == loaded.manifest.model.vocab_size
-    assert [
-        (name, type(predictor), linear(predictor).weight.shape) for name, predictor in loaded.predictors.items()
-    ] == [
+    *tables, certainty = loaded.predictors.items()
+    assert [(name, type(predictor), linear(predictor).weight.shape) for name, predictor in tables] == [
         ("halting", HaltingUnits, (3, 16)),
         ("shared", HaltingUnits, (1, 16)),
         ("multinomial", DepthClassifier, (4, 16)),
         ("by-sentence", DepthClassifier, (4, 16)),
     ]
+    assert (certainty[0], type(certainty[1])) == ("certainty", CertaintyUnits)
     assert isinstance(loaded.policy("2"), FixedDepth)
 
 
@@ -135,8 +135,7 @@ def test_folder_in_place_of_a_file_is_refused(bundle: Path) -> None:
 
 
 def test_files_that_are_not_listed_do_no_harm(bundle: Path) -> None:
-    """What calibration measures on a machine lies beside the manifest."""
-    (bundle / "calibration.json").write_text("{}")
+    (bundle / "notes.txt").write_text("mine")
     load_bundle(bundle)
 
 
@@ -201,6 +200,10 @@ EXPECTED = {
     "multinomial.bias": (4,),
     "by-sentence.weight": (4, 16),
     "by-sentence.bias": (4,),
+    "certainty.expand_weight": (3, 32, 2),
+    "certainty.expand_bias": (3, 32),
+    "certainty.contract_weight": (3, 32),
+    "certainty.contract_bias": (3,),
 }
 
 

@@ -50,6 +50,7 @@ def test_predictors_are_described(data: bytes) -> None:
         ("shared", "halting", 1),
         ("multinomial", "multinomial", 4),
         ("by-sentence", "sequence", 4),
+        ("certainty", "certainty", 3),
     ]
 
 

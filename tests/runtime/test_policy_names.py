@@ -26,7 +26,7 @@ def bundle(tiny_bundle: Path) -> Bundle:
         for name, policy in (("default", "halting:0.45"), ("fast", "by-sentence:0.2"))
     ]
     manifest = loaded.manifest.model_copy(update={"operating_points": points})
-    return Bundle(loaded.path, manifest, loaded.sha256, loaded.tokenizer, loaded.predictors)
+    return Bundle(loaded.path, manifest, loaded.sha256, loaded.tokenizer, loaded.predictors, None)
 
 
 @pytest.fixture(scope="module")
@@ -107,6 +107,7 @@ def test_other_policies_have_other_names(bundle: Bundle) -> None:
 LISTED = (
     "This bundle has: full; 1 to 4; halting:T with T from 0 to 1; shared:T with T from 0 to 1; "
     "multinomial or multinomial:T with T from 0 to 1; by-sentence or by-sentence:T with T from 0 to 1; "
+    "certainty:T with T from 0 to 1; "
     "confidence:T with T from 0 to 1, and like all thresholds also T,T,... by block or T@1,2; "
     "adaptive (= halting:0.45); adaptive:fast (= by-sentence:0.2)"
 )
@@ -168,7 +169,7 @@ def test_a_bundle_without_predictors_says_so(manifest: Manifest) -> None:
 
 
 def test_a_single_block_leaves_nothing_to_choose(manifest: Manifest) -> None:
-    model = manifest.model.model_copy(update={"decoder_kernel_sizes": [3]})
+    model = manifest.model.model_copy(update={"decoder_reaches": [3]})
     single = manifest.model_copy(update={"model": model, "predictors": [], "operating_points": []})
     assert available_policies(single) == ["full", "1"]
     with pytest.raises(PolicyError, match=r"'confidence:0\.5' is not known\. This bundle has: full; 1$"):

@@ -33,9 +33,9 @@ class Script:
     """
 
     lines: dict[int, list[int]]
-    full_depth = VOCAB
     alive: list[list[int]] = field(default_factory=list)
     fed: list[list[int]] = field(default_factory=list)
+    full_depth: int = VOCAB
 
     def encode(self, sources: Sequence[Sequence[int]], policy: DepthPolicy) -> list[list[int]]:
         assert policy is POLICY
@@ -58,14 +58,14 @@ class Script:
         self.alive.append([sentence for sentence, _ in state])
         self.fed.append(tokens.tolist())
         logits = np.zeros((len(state), VOCAB), dtype=np.float32)
-        depths = []
+        used = []
         for row, place in enumerate(state):
             best = self.lines[place[0]][place[1]]
             place[1] += 1
             logits[row, best] = 2
             logits[row, [PAD_ID, BOS_ID]] = 5
-            depths.append(best)
-        return Scored(logits, np.array(depths))
+            used.append(best)
+        return Scored(logits, np.array(used))
 
 
 def test_sentences_end_at_eos_or_at_their_limit() -> None:

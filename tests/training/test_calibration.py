@@ -17,9 +17,8 @@ from edgeseq.evaluation.operating_points import Price, choose_points, propose_po
 from edgeseq.evaluation.sentence_losses import disagreements
 from edgeseq_runtime import Translation, Translator
 from edgeseq_runtime.calibration import CALIBRATION_FILE, MeasuredPolicy
-from predictor_bundle import write_predictor_bundle
 from small_corpora import write_lines
-from tiny_bundle import tiny_sentences
+from tiny_bundle import tiny_sentences, write_tiny_bundle
 
 SETTINGS = CalibrationSettings(
     batch_size=16,
@@ -36,7 +35,7 @@ TERMS = GuaranteeTerms("disagreement", delta=0.6, epsilon=0.2)
 @pytest.fixture(scope="module")
 def bundle(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A bundle with predictors of all kinds; not to be changed."""
-    return write_predictor_bundle(tmp_path_factory.mktemp("calibration") / "tiny.bundle")
+    return write_tiny_bundle(tmp_path_factory.mktemp("calibration") / "tiny.bundle")
 
 
 @pytest.fixture(scope="module")
@@ -105,8 +104,8 @@ def test_proposals_are_policies_of_all_predictors(translator: Translator, text: 
     policies = propose_policies(translator, text.sources, kept=4, batch_size=16, seed=0, draws=200)
     assert policies[:4] == ["full", "1", "2", "3"]
     names = [policy.partition(":")[0] for policy in policies[4:]]
-    assert set(names) == {"halting", "multinomial", "sequence", "confidence"}
-    assert {"multinomial", "sequence"} <= set(policies)
+    assert set(names) == {"halting", "shared", "certainty", "multinomial", "by-sentence", "confidence"}
+    assert {"multinomial", "by-sentence"} <= set(policies)
     assert all(names.count(name) <= 5 for name in names)
     for policy in policies:
         assert translator.bundle.policy(policy).name == policy

@@ -251,7 +251,7 @@ def test_options_reach_the_translator() -> None:
     beam = BeamOptions(size=5, length_penalty=0.6, n_best=3, min_length=2, no_repeat_ngram=4)
     assert FakeTranslator.calls == [
         {"path": "b", "depth": "halting:0.4", "device": "cpu", "threads": 2},
-        {"batch_size": 7, "max_length": 50, "beam": beam},
+        {"batch_size": 7, "max_length": 50, "beam": beam, "prefixes": None},
     ]
 
 
@@ -259,7 +259,7 @@ def test_defaults_leave_the_choice_to_the_bundle() -> None:
     translate()
     assert FakeTranslator.calls == [
         {"path": "b", "depth": None, "device": "auto", "threads": 1},
-        {"batch_size": 32, "max_length": None, "beam": BeamOptions(size=1)},
+        {"batch_size": 32, "max_length": None, "beam": BeamOptions(size=1), "prefixes": None},
     ]
 
 

@@ -214,7 +214,10 @@ def test_types_are_not_guessed(tmp_path: Path, value: object) -> None:
             )
             for name in ("full", "adaptive", "confidence", "3", "Halting", "a:b", "ä", "a" * 51)
         ),
-        ({"predictors": [{"kind": "confidence"}]}, "predictors.0.kind: Input should be 'halting', 'multinomial' or"),
+        (
+            {"predictors": [{"kind": "confidence"}]},
+            "predictors.0.kind: Input should be 'halting', 'certainty', 'multinomial' or",
+        ),
         ({"predictors": [{"sigma": -1.0}]}, "predictors.0.sigma: Input should be greater than or equal to 0"),
         ({"predictors": [{"depth_penalti": 1.0}]}, "predictors.0.depth_penalti: unknown key; known here: name, kind, "),
         ({"training.exits": "mixed", "training.gradient_scaling": 0.5}, "need all exits of a token; not 'mixed'"),

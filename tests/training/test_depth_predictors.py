@@ -8,8 +8,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torch import Tensor
 
-from edgeseq.modules import DepthPredictor, HaltingUnits, SentenceDepth, TokenDepth
-from edgeseq.modules.predictors import log_stop_distribution, mean_memory
+from edgeseq.modules import HaltingUnits, SentenceDepth, TokenDepth
+from edgeseq.modules.predictors import LinearUnits, log_stop_distribution, mean_memory
 from ramp import fill_with_ramp, greatest_difference, ramp
 
 ROWS, TIME, DIM, BLOCKS = 2, 3, 6, 4
@@ -88,7 +88,7 @@ def test_halting_gives_the_stop_distribution_of_its_units() -> None:
     assert greatest_difference(log_q.exp().flatten(0, 1), torch.tensor(expected, dtype=torch.float64)) < TOLERANCE
 
 
-def softmax_by_loops(classifier: DepthPredictor, states: Tensor) -> Tensor:
+def softmax_by_loops(classifier: LinearUnits, states: Tensor) -> Tensor:
     rows = []
     for state in states.tolist():
         scores = [

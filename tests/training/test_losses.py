@@ -176,7 +176,9 @@ def test_gradient_scales_are_those_of_appendix_a(
     gamma: float, blocks: int, scales: list[float], up: list[float]
 ) -> None:
     """γ_n = γ (N - n), the last 1; what comes back from above block n is divided by γ_(n+1)."""
-    assert gradient_scales(gamma, blocks) == (pytest.approx(scales), pytest.approx(up))
+    found_scales, found_up = gradient_scales(gamma, blocks)
+    assert found_scales == pytest.approx(scales)
+    assert found_up == pytest.approx(up)
 
 
 # --- Weights of exits

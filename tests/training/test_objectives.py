@@ -258,7 +258,7 @@ def test_mixed_exits_draw_every_depth_alike() -> None:
         drawn.append(arguments[3])
         return forward(*arguments)
 
-    model.decoder.forward = watch  # type: ignore[method-assign]
+    model.decoder.forward = watch  # type: ignore[method-assign, assignment]
     torch.manual_seed(0)
     with torch.no_grad():
         MixedExits(100, SMOOTHING).loss(model, BATCH)

@@ -6,10 +6,9 @@ import torch
 
 from edgeseq.evaluation.probing import Probe, probe_texts
 from edgeseq_runtime import Translator
+from edgeseq_runtime.predictors import CertaintyUnits, DepthClassifier, HaltingUnits
 from edgeseq_runtime.tokenizer import BOS_ID, PAD_ID
-from linear import linear
-from predictor_bundle import write_predictor_bundle
-from tiny_bundle import tiny_model, tiny_sentences
+from tiny_bundle import tiny_model, tiny_sentences, write_tiny_bundle
 
 TEXTS = [*tiny_sentences(40, seed=3), "", "  "]
 BLOCKS = 4
@@ -17,7 +16,7 @@ BLOCKS = 4
 
 @pytest.fixture(scope="module")
 def translator(tmp_path_factory: pytest.TempPathFactory) -> Translator:
-    return Translator(write_predictor_bundle(tmp_path_factory.mktemp("probing") / "tiny.bundle"), device="cpu")
+    return Translator(write_tiny_bundle(tmp_path_factory.mktemp("probing") / "tiny.bundle"), device="cpu")
 
 
 @pytest.fixture(scope="module")
@@ -66,14 +65,22 @@ def test_choices_and_confidence_are_those_of_each_exit(probes: list[Probe]) -> N
 
 
 def test_signals_are_those_of_each_predictor(translator: Translator, probes: list[Probe]) -> None:
-    predictors = {name: linear(translator.bundle.predictors[name]) for name in ("halting", "multinomial", "sequence")}
+    predictors = translator.bundle.predictors
     for probe in probes[:20]:
-        _, states, memory = (tensor.numpy() for tensor in ask_torch(probe))
-        weight, bias = predictors["halting"].weight, predictors["halting"].bias
-        chi = 1 / (1 + np.exp(-((states[:, :-1] * weight).sum(-1) + bias)))
+        exit_logits, states, memory = (tensor.numpy() for tensor in ask_torch(probe))
+        units = predictors["halting"]
+        assert isinstance(units, HaltingUnits)
+        chi = 1 / (1 + np.exp(-((states[:, :-1] * units.weight).sum(-1) + units.bias)))
         np.testing.assert_allclose(probe.signals["halting"], chi, atol=1e-5)
-        for name, read in (("multinomial", states[:, 0]), ("sequence", memory.mean(0))):
-            logits = read @ predictors[name].weight.T + predictors[name].bias
+        units = predictors["certainty"]
+        assert isinstance(units, CertaintyUnits)
+        for block in range(1, BLOCKS):
+            chi = units.probabilities(block, exit_logits[:, block - 1])
+            np.testing.assert_allclose(probe.signals["certainty"][:, block - 1], chi, atol=1e-4)
+        for name, read in (("multinomial", states[:, 0]), ("by-sentence", memory.mean(0))):
+            classifier = predictors[name]
+            assert isinstance(classifier, DepthClassifier)
+            logits = read @ classifier.weight.T + classifier.bias
             expected = np.exp(logits) / np.exp(logits).sum(-1, keepdims=True)
             np.testing.assert_allclose(probe.signals[name], expected, atol=1e-5)
 
@@ -92,7 +99,7 @@ def equal(one: Probe, other: Probe) -> bool:
     return one.tokens == other.tokens and same and signals
 
 
-@pytest.mark.parametrize("name", ["halting", "confidence", "multinomial", "sequence"])
+@pytest.mark.parametrize("name", ["halting", "certainty", "confidence", "multinomial", "by-sentence"])
 def test_policies_choose_the_first_depth_by_these_signals(
     name: str, translator: Translator, probes: list[Probe]
 ) -> None:
@@ -100,16 +107,21 @@ def test_policies_choose_the_first_depth_by_these_signals(
     texts = len(TEXTS) - 2
     by_name = {
         "halting": lambda probe: probe.signals["halting"][0],
+        "certainty": lambda probe: probe.signals["certainty"][0],
         "confidence": lambda probe: probe.confidence[0, :-1],
         "multinomial": lambda probe: probe.signals["multinomial"][0].cumsum()[:-1],
-        "sequence": lambda probe: probe.signals["sequence"].cumsum()[:-1],
+        "by-sentence": lambda probe: probe.signals["by-sentence"].cumsum()[:-1],
     }
     signals = np.stack([by_name[name](probe) for probe in probes[:texts]])
     spread = int(np.ptp(signals, axis=0).argmax())
     threshold = float(np.median(signals[:, spread]))  # of an even number of texts: between two values
     stops = signals > threshold
+    policy = f"{name}:{threshold:.9f}"
+    if name not in {"multinomial", "by-sentence"}:  # asked after this block and no other
+        stops[:, np.arange(BLOCKS - 1) != spread] = False
+        policy += f"@{spread + 1}"
     expected = np.where(stops.any(axis=1), stops.argmax(axis=1), BLOCKS - 1) + 1
-    results = translator.translate(TEXTS[:texts], depth=f"{name}:{threshold:.9f}")
+    results = translator.translate(TEXTS[:texts], depth=policy)
     assert [result.depths[0] for result in results] == expected.tolist()
     assert len(set(expected.tolist())) > 1, "a policy that always chooses the same shows nothing"
 
@@ -119,4 +131,10 @@ def test_blank_text_generates_nothing(probes: list[Probe]) -> None:
         assert (probe.source, probe.tokens) == ([], [])
         assert probe.choices.shape == probe.confidence.shape == (0, BLOCKS)
         shapes = {name: signal.shape for name, signal in probe.signals.items()}
-        assert shapes == {"halting": (0, BLOCKS - 1), "multinomial": (0, BLOCKS), "sequence": (BLOCKS,)}
+        assert shapes == {
+            "halting": (0, 3),
+            "shared": (0, 3),
+            "certainty": (0, 3),
+            "multinomial": (0, BLOCKS),
+            "by-sentence": (BLOCKS,),
+        }

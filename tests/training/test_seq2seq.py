@@ -15,7 +15,7 @@ from edgeseq.models.seq2seq import scale_gradient, source_bias_of
 from edgeseq.modules import DecoderBlock, HaltingUnits, SentenceDepth, TokenDepth
 from pasts import past_of
 from ramp import greatest_difference, ramp
-from small_models import DECODER_KERNEL_SIZES, PREDICTORS, VOCAB_SIZE, small_model
+from small_models import DECODER_KERNEL_SIZES, PREDICTORS, VOCAB_SIZE, linear_units, small_model
 
 DIM, SOURCE, TIME = 8, 5, 9
 BLOCKS = len(DECODER_KERNEL_SIZES)
@@ -181,7 +181,7 @@ def test_tied_tables_are_one_parameter() -> None:
 
 def test_a_model_has_the_predictors_of_its_configuration() -> None:
     model = small_model(predictors=PREDICTORS)
-    kinds = [(name, type(model.predictor(name)), len(model.predictor(name).weight)) for name in model.predictors]
+    kinds = [(name, type(model.predictor(name)), len(linear_units(model, name).weight)) for name in model.predictors]
     assert kinds == [
         ("halting", HaltingUnits, BLOCKS - 1),
         ("shared", HaltingUnits, 1),

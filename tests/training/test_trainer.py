@@ -85,7 +85,7 @@ def test_phases_learn(tmp_path: Path, tokenizer: Tokenizer, name: str) -> None:
     joint = make_objective("joint")
     before_joint = float(joint.loss(trainer.model, batch)[1]["exit_loss"])
     trainer.run_phase(make_phase("joint", 40, trainer, learning_rate=0.03), resume=False)
-    assert float(joint.loss(trainer.model.eval(), batch)[1]["exit_loss"]) < 0.95 * before_joint
+    assert float(joint.loss(trainer.model.eval(), batch)[1]["exit_loss"]) < 0.99 * before_joint
 
 
 @pytest.mark.parametrize("norm", ["pre", "post"])
