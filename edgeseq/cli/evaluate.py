@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import click
 
 if TYPE_CHECKING:
-    from edgeseq.evaluation.policies import PolicyResult
+    from edgeseq.evaluation.policies import PolicyErrorRates, PolicyResult
+    from edgeseq_runtime import Translator
 
 _FILE = click.Path(path_type=Path)
 
@@ -19,7 +21,13 @@ _FILE = click.Path(path_type=Path)
 @click.option(
     "--src", type=_FILE, required=True, help="Source text, one sentence a line (.gz and .xz are read directly)."
 )
-@click.option("--ref", type=_FILE, required=True, help="Reference translations, line by line.")
+@click.option("--ref", type=_FILE, help="Reference translations, line by line: BLEU and chrF.")
+@click.option(
+    "--refs",
+    type=_FILE,
+    help="Instead of --ref: one or more right outputs a line, separated by tabs, their tokens by blanks, such as the "
+    "pronunciations of a word: phone and word error rate.",
+)
 @click.option(
     "--depth",
     "depths",
@@ -42,59 +50,87 @@ _FILE = click.Path(path_type=Path)
     help="Where to compute; auto takes CUDA where the installed onnxruntime has it.",
 )
 def command(
-    model: str, src: Path, ref: Path, depths: tuple[str, ...], batch_size: int, threads: int, device: str
+    model: str,
+    src: Path,
+    ref: Path | None,
+    refs: Path | None,
+    depths: tuple[str, ...],
+    batch_size: int,
+    threads: int,
+    device: str,
 ) -> None:
     """Measure quality, depth, FLOPs and speed of depth policies on a test set.
 
     A table goes to stderr; the last line of stdout is one JSON document. "Above the line" compares an adaptive policy
     with mixing the two fixed depths around its average depth: give those depths too, e.g. --depth 3 --depth 4.
     """
+    if (ref is None) == (refs is None):
+        raise click.UsageError("give either --ref, for BLEU and chrF, or --refs, for phone and word error rate")
     from edgeseq.data.text import read_parallel
-    from edgeseq.evaluation.policies import evaluate_policies
+    from edgeseq.evaluation.error_rates import read_words
+    from edgeseq.evaluation.policies import evaluate_error_rates, evaluate_policies
     from edgeseq_runtime import Translator
-    from edgeseq_runtime.policy_names import DEFAULT_POINT
 
-    pairs = list(read_parallel(src, ref))
-    translator = Translator(model, device=device, threads=threads)
-    if not depths:
-        depths = ("full", "adaptive") if DEFAULT_POINT in translator.bundle.operating_points else ("full",)
-    sources, references = map(list, zip(*pairs, strict=True))
-    results = evaluate_policies(translator, sources, references, depths, batch_size)
+    results: Sequence[PolicyResult | PolicyErrorRates]
+    if ref is not None:
+        sources, translations = map(list, zip(*read_parallel(src, ref), strict=True))
+        translator = Translator(model, device=device, threads=threads)
+        results = evaluate_policies(translator, sources, translations, _policies(translator, depths), batch_size)
+    elif refs is not None:
+        sources, references = read_words(src, refs)
+        translator = Translator(model, device=device, threads=threads)
+        results = evaluate_error_rates(translator, sources, references, _policies(translator, depths), batch_size)
     for line in _table(results):
         click.echo(line, err=True)
-    click.echo(json.dumps({"src": str(src), "ref": str(ref), "results": [_record(result) for result in results]}))
+    files = {"src": str(src)} | ({"ref": str(ref)} if refs is None else {"refs": str(refs)})
+    click.echo(json.dumps({**files, "results": [_record(result) for result in results]}))
 
 
-def _table(results: list[PolicyResult]) -> list[str]:
+def _policies(translator: Translator, depths: tuple[str, ...]) -> tuple[str, ...]:
+    from edgeseq_runtime.policy_names import DEFAULT_POINT
+
+    if depths:
+        return depths
+    return ("full", "adaptive") if DEFAULT_POINT in translator.bundle.operating_points else ("full",)
+
+
+def _table(results: Sequence[PolicyResult | PolicyErrorRates]) -> list[str]:
+    from edgeseq.evaluation.policies import PolicyResult
+
     blocks = len(results[0].depth_shares)
     shares = " ".join(f"{f'at {block}':>5}" for block in range(1, blocks + 1))
+    quality = " ".join(f"{name:>6}" for name in results[0].quality)
     lines = [
-        f"{'depth':<13} {'BLEU':>6} {'chrF':>6} {'average':>8} {'MFLOP':>7} {'tokens':>8}  % of tokens that stop",
-        f"{'':<13} {'':>6} {'':>6} {'depth':>8} {'/token':>7} {'/s':>8}  {shares}",
+        f"{'depth':<13} {quality} {'average':>8} {'MFLOP':>7} {'tokens':>8}  % of tokens that stop",
+        f"{'':<13} {'':>{len(quality)}} {'depth':>8} {'/token':>7} {'/s':>8}  {shares}",
     ]
     for result in results:
         percent = " ".join(f"{100 * share:>5.1f}" for share in result.depth_shares)
+        values = " ".join(f"{value:>6.2f}" for value in result.quality.values())
         lines.append(
-            f"{result.depth:<13} {result.scores.bleu:>6.2f} {result.scores.chrf:>6.2f} {result.average_depth:>8.2f} "
+            f"{result.depth:<13} {values} {result.average_depth:>8.2f} "
             f"{result.flops_per_token / 1e6:>7.2f} {result.tokens_per_second:>8,.0f}  {percent}"
         )
+    translated = [result for result in results if isinstance(result, PolicyResult)]
     lines += [
         f"{result.depth}: {result.line.gain:+.2f} BLEU above the line between fixed depths at "
         f"{result.line.average_depth:.2f}, 95 % interval {result.line.low:+.2f} to {result.line.high:+.2f}"
-        for result in results
+        for result in translated
         if result.line is not None
     ]
-    lines.append(f"BLEU  {results[0].scores.bleu_signature}")
-    lines.append(f"chrF  {results[0].scores.chrf_signature}")
+    if translated:
+        lines.append(f"BLEU  {translated[0].scores.bleu_signature}")
+        lines.append(f"chrF  {translated[0].scores.chrf_signature}")
     lines += [f"{result.depth}  {result.signature}" for result in results]
     return lines
 
 
-def _record(result: PolicyResult) -> dict[str, object]:
+def _record(result: PolicyResult | PolicyErrorRates) -> dict[str, object]:
+    from edgeseq.evaluation.policies import PolicyResult
+
     record: dict[str, object] = {
         "depth": result.depth,
-        "bleu": result.scores.bleu,
-        "chrf": result.scores.chrf,
+        **{name.lower(): value for name, value in result.quality.items()},
         "average_depth": result.average_depth,
         "depth_shares": result.depth_shares,
         "flops_per_token": result.flops_per_token,
@@ -102,10 +138,11 @@ def _record(result: PolicyResult) -> dict[str, object]:
         "tokens": result.tokens,
         "seconds": result.seconds,
         "tokens_per_second": result.tokens_per_second,
-        "bleu_signature": result.scores.bleu_signature,
-        "chrf_signature": result.scores.chrf_signature,
-        "signature": result.signature,
     }
-    if result.line is not None:
-        record["line"] = {"gain": result.line.gain, "low": result.line.low, "high": result.line.high}
+    if isinstance(result, PolicyResult):
+        record["bleu_signature"] = result.scores.bleu_signature
+        record["chrf_signature"] = result.scores.chrf_signature
+        if result.line is not None:
+            record["line"] = {"gain": result.line.gain, "low": result.line.low, "high": result.line.high}
+    record["signature"] = result.signature
     return record

@@ -8,6 +8,7 @@ from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+from edgeseq.evaluation.error_rates import ErrorRates, score_error_rates
 from edgeseq.evaluation.scores import CorpusScores, LineTest, Sample, compare_with_line, score_corpus
 from edgeseq_runtime import Translation, Translator
 from edgeseq_runtime.flops import DecoderFlops, decoder_flops
@@ -17,12 +18,11 @@ _LOGGER = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
-class PolicyResult:
-    """One policy on one test set."""
+class PolicyRun:
+    """What one policy cost on one test set."""
 
     depth: str
     """The policy in full."""
-    scores: CorpusScores
     average_depth: float
     """Blocks per generated token, EOS included."""
     depth_shares: list[float]
@@ -33,8 +33,6 @@ class PolicyResult:
     tokens: int
     seconds: float
     """Wall time of translating, tokenizer included, loading excluded."""
-    line: LineTest | None
-    """For adaptive policies, where the fixed depths around the average depth were evaluated too."""
     signature: str
     """All that the numbers depend on."""
 
@@ -47,6 +45,32 @@ class PolicyResult:
     def flops_per_token(self) -> float:
         """Decoder FLOPs per generated token."""
         return self.flops.total / self.tokens
+
+
+@dataclass(frozen=True)
+class PolicyResult(PolicyRun):
+    """One policy on a test set of translations."""
+
+    scores: CorpusScores
+    line: LineTest | None
+    """For adaptive policies, where the fixed depths around the average depth were evaluated too."""
+
+    @property
+    def quality(self) -> dict[str, float]:
+        """Scores by the names under which tables show them."""
+        return {"BLEU": self.scores.bleu, "chrF": self.scores.chrf}
+
+
+@dataclass(frozen=True)
+class PolicyErrorRates(PolicyRun):
+    """One policy on a test set of words with one or more right answers each."""
+
+    rates: ErrorRates
+
+    @property
+    def quality(self) -> dict[str, float]:
+        """Error rates by the names under which tables show them."""
+        return {"PER": self.rates.phone_error_rate, "WER": self.rates.word_error_rate}
 
 
 def evaluate_policies(
@@ -71,39 +95,77 @@ def evaluate_policies(
     Raises:
         PolicyError: the bundle lacks a policy; nothing is translated then.
     """
-    policies = [translator.bundle.policy(depth) for depth in depths]
-    runs = []
-    for number, depth in enumerate(depths, start=1):
-        started = time.perf_counter()
-        translations = translator.translate(list(sources), batch_size=batch_size, depth=depth)
-        runs.append((translations, time.perf_counter() - started))
-        _LOGGER.info("%d of %d: %s: %.1f s", number, len(depths), depth, runs[-1][1])
+    runs = _run_policies(translator, sources, depths, batch_size)
     samples = [
         Sample.collect([t.text for t in translations], references, [t.depths for t in translations])
-        for translations, _ in runs
+        for _, translations in runs
     ]
+    policies = [translator.bundle.policy(depth) for depth in depths]
     fixed = {
         policy.depth: sample for policy, sample in zip(policies, samples, strict=True) if isinstance(policy, FixedDepth)
     }
-    results = []
-    for depth, policy, (translations, seconds), sample in zip(depths, policies, runs, samples, strict=True):
-        adaptive = not isinstance(policy, FixedDepth)
-        used = [depth for translation in translations for depth in translation.depths]
-        results.append(
-            PolicyResult(
-                depth=policy.name,
-                scores=score_corpus([t.text for t in translations], references),
-                average_depth=sum(used) / max(len(used), 1),
-                depth_shares=_shares(used, translator.manifest.model.decoder_blocks),
-                flops=count_flops(translator, translations, policy),
-                sentences=len(sources),
-                tokens=len(used),
-                seconds=seconds,
-                line=compare_with_line(sample, fixed) if adaptive else None,
-                signature=f"{translator.signature(depth)}|batch:{batch_size}",
-            )
+    return [
+        PolicyResult(
+            **vars(run),
+            scores=score_corpus([t.text for t in translations], references),
+            line=None if isinstance(policy, FixedDepth) else compare_with_line(sample, fixed),
         )
-    return results
+        for policy, (run, translations), sample in zip(policies, runs, samples, strict=True)
+    ]
+
+
+def evaluate_error_rates(
+    translator: Translator,
+    sources: Sequence[str],
+    references: Sequence[Sequence[str]],
+    depths: Sequence[str],
+    batch_size: int,
+) -> list[PolicyErrorRates]:
+    """Like `evaluate_policies`, for tokens that are separated by blanks, such as phones.
+
+    Args:
+        translator: the bundle.
+        sources: words.
+        references: one or more right outputs of each; see `error_rates`.
+        depths: policies as a user gives them.
+        batch_size: words decoded at once.
+
+    Returns:
+        One result per policy, in order.
+
+    Raises:
+        PolicyError: the bundle lacks a policy; nothing is translated then.
+    """
+    return [
+        PolicyErrorRates(**vars(run), rates=score_error_rates([t.text for t in translations], references))
+        for run, translations in _run_policies(translator, sources, depths, batch_size)
+    ]
+
+
+def _run_policies(
+    translator: Translator, sources: Sequence[str], depths: Sequence[str], batch_size: int
+) -> list[tuple[PolicyRun, list[Translation]]]:
+    """Translates a test set once per policy, after all policies are known to exist."""
+    policies = [translator.bundle.policy(depth) for depth in depths]
+    runs = []
+    for number, (depth, policy) in enumerate(zip(depths, policies, strict=True), start=1):
+        started = time.perf_counter()
+        translations = translator.translate(list(sources), batch_size=batch_size, depth=depth)
+        seconds = time.perf_counter() - started
+        _LOGGER.info("%d of %d: %s: %.1f s", number, len(depths), depth, seconds)
+        used = [depth for translation in translations for depth in translation.depths]
+        run = PolicyRun(
+            depth=policy.name,
+            average_depth=sum(used) / max(len(used), 1),
+            depth_shares=_shares(used, translator.manifest.model.decoder_blocks),
+            flops=count_flops(translator, translations, policy),
+            sentences=len(sources),
+            tokens=len(used),
+            seconds=seconds,
+            signature=f"{translator.signature(depth)}|batch:{batch_size}",
+        )
+        runs.append((run, translations))
+    return runs
 
 
 def _shares(depths: Sequence[int], blocks: int) -> list[float]:

@@ -66,6 +66,34 @@ def test_evaluate_refuses_files_of_different_lengths(bundle: Path, corpus_valid:
     assert f"{source} has 60 lines, {short} has 1" in outcome.stderr
 
 
+def test_evaluate_against_several_references(bundle: Path, sentences: list[str], tmp_path: Path) -> None:
+    """What the bundle says at full depth is one of the references: no error there, and errors at depth 1."""
+    words = sentences[:20]
+    outputs = [result.text for result in Translator(bundle, depth="full").translate(words)]
+    source, references = tmp_path / "words", tmp_path / "refs.tsv"
+    source.write_text("".join(f"{word}\n" for word in words), encoding="utf-8")
+    references.write_text("".join(f"something else\t{output}\n" for output in outputs), encoding="utf-8")
+    arguments = ("--src", source, "--refs", references, "--depth", "full", "--depth", 1)
+    outcome = run_edgeseq("evaluate", "--model", bundle, *arguments)
+    assert outcome.code == 0, outcome.stderr
+    document = json.loads(outcome.lines[-1])
+    assert document["refs"] == str(references)
+    full, first = document["results"]
+    assert (full["depth"], full["per"], full["wer"]) == ("full", 0, 0)
+    assert first["per"] > 0
+    assert first["wer"] > 0
+    assert outcome.stderr.split()[:3] == ["depth", "PER", "WER"]
+    assert "BLEU" not in outcome.stderr
+
+
+def test_evaluate_wants_one_kind_of_references(bundle: Path, corpus_valid: tuple[Path, Path]) -> None:
+    source, reference = corpus_valid
+    for files in ((), ("--ref", reference, "--refs", reference)):
+        outcome = run_edgeseq("evaluate", "--model", bundle, "--src", source, *files)
+        assert outcome.code == 2
+        assert "give either --ref, for BLEU and chrF, or --refs, for phone and word error rate" in outcome.stderr
+
+
 def test_inspect_shows_the_bundle(bundle: Path) -> None:
     outcome = run_edgeseq("inspect", bundle)
     assert outcome.code == 0
