@@ -1,10 +1,12 @@
-"""One small real run and one bundle of it, shared by all integration tests."""
+"""Small real runs and their bundles, one per kind of block, shared by all integration tests."""
 
 from __future__ import annotations
 
 import itertools
 import lzma
+from collections.abc import Callable
 from dataclasses import dataclass
+from functools import cache
 from pathlib import Path
 
 import pytest
@@ -17,7 +19,7 @@ TATOEBA = REPOSITORY / "examples" / "tatoeba_en_de"
 _TRAINING_PAIRS = 6000
 
 # Small, but with everything that changes a graph: one tap without history, widths beyond most sentences, both
-# stacks of unequal blocks.
+# stacks of unequal blocks. Predictors of every kind; the first is trained with the trunk, the others afterwards.
 CONFIG = """
 [data]
 src = "train.en"
@@ -31,8 +33,7 @@ description = "a sample of Tatoeba"
 
 [model]
 dim = 32
-encoder = { kernel_sizes = [3, 5], feed_forward_dim = 48 }
-decoder = { kernel_sizes = [3, 1, 9, 5], feed_forward_dim = 48 }
+{model}
 
 [training]
 epochs = 4
@@ -44,11 +45,50 @@ valid_sentences = 20
 threads = 1
 average_checkpoints = 2
 
-[halting]
-epochs = 0.5
+[joint]
+epochs = 1
 warmup_steps = 5
-learning_rate = 3e-2
+learning_rate = 8e-3
+
+[frozen]
+tokens = 20000
+learning_rate = 2e-2
+
+[[predictors]]
+kind = "halting"
+target = "gain"
+
+[[predictors]]
+name = "common"
+kind = "halting"
+units = "shared"
+oracle = "likelihood"
+
+[[predictors]]
+kind = "multinomial"
+oracle = "likelihood"
+
+[[predictors]]
+name = "by-sentence"
+kind = "sequence"
+oracle = "likelihood"
+
+[[predictors]]
+kind = "certainty"
+target = "gain"
 """
+
+MODELS = {
+    "dynamic": """
+encoder = { kernel_sizes = [3, 5], feed_forward_dim = 48 }
+decoder = { kernel_sizes = [3, 1, 9, 5], feed_forward_dim = 48 }
+""",
+    "attention": """
+encoder = { mixer = "attention", windows = [0, 5], feed_forward_dim = 48 }
+decoder = { mixer = "attention", windows = [0, 3, 0, 5], feed_forward_dim = 48 }
+""",
+}
+"""Kind of block to the stacks of its `[model]`."""
 
 
 @dataclass(frozen=True)
@@ -57,10 +97,13 @@ class Corpus:
 
     folder: Path
 
-    @property
-    def config(self) -> Path:
-        """The configuration that trains on them."""
-        return self.folder / "config.toml"
+    def config(self, kind: str = "dynamic") -> Path:
+        """The configuration that trains a kind of block on them."""
+        return self.folder / f"{kind}.toml"
+
+
+Trained = tuple[Path, Path]
+"""A finished run, and its bundle with an operating point."""
 
 
 @pytest.fixture(scope="session")
@@ -73,27 +116,46 @@ def corpus(tmp_path_factory: pytest.TempPathFactory) -> Corpus:
             (folder / f"train.{language}").write_text("".join(lines), encoding="utf-8")
         valid = (TATOEBA / f"valid.{language}").read_text(encoding="utf-8").split("\n")[:60]
         (folder / f"valid.{language}").write_text("\n".join(valid) + "\n", encoding="utf-8")
-    (folder / "config.toml").write_text(CONFIG, encoding="utf-8")
-    return Corpus(folder)
+    corpus = Corpus(folder)
+    for kind, model in MODELS.items():
+        corpus.config(kind).write_text(CONFIG.replace("{model}", model.strip()), encoding="utf-8")
+    return corpus
 
 
 @pytest.fixture(scope="session")
-def run(corpus: Corpus, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A finished training run, both phases."""
-    folder = tmp_path_factory.mktemp("runs") / "tiny"
-    outcome = run_edgeseq("train", corpus.config, "--out", folder)
-    assert outcome.code == 0, outcome.stderr
-    return folder
+def trained(corpus: Corpus, tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], Trained]:
+    """Trains and exports a model of a kind of block, all phases and predictors; each once."""
+
+    @cache
+    def train(kind: str) -> Trained:
+        folder = tmp_path_factory.mktemp(kind)
+        run, bundle = folder / "run", folder / "en-de.bundle"
+        outcome = run_edgeseq("train", corpus.config(kind), "--out", run)
+        assert outcome.code == 0, outcome.stderr
+        files = ("--valid-src", corpus.folder / "valid.en", "--valid-ref", corpus.folder / "valid.de")
+        outcome = run_edgeseq("export", run, "--out", bundle, *files)
+        assert outcome.code == 0, outcome.stderr
+        return run, bundle
+
+    return train
 
 
 @pytest.fixture(scope="session")
-def bundle(run: Path, corpus: Corpus, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The run, exported, with an operating point."""
-    folder = tmp_path_factory.mktemp("bundles") / "en-de.bundle"
-    files = ("--valid-src", corpus.folder / "valid.en", "--valid-ref", corpus.folder / "valid.de")
-    outcome = run_edgeseq("export", run, "--out", folder, *files)
-    assert outcome.code == 0, outcome.stderr
-    return folder
+def run(trained: Callable[[str], Trained]) -> Path:
+    """The run that most tests share."""
+    return trained("dynamic")[0]
+
+
+@pytest.fixture(scope="session")
+def bundle(trained: Callable[[str], Trained]) -> Path:
+    """Its bundle."""
+    return trained("dynamic")[1]
+
+
+@pytest.fixture(scope="session", params=MODELS)
+def every_kind(request: pytest.FixtureRequest, trained: Callable[[str], Trained]) -> Trained:
+    """The run and bundle of each kind of block, for what has to hold for all of them."""
+    return trained(request.param)
 
 
 @pytest.fixture(scope="session")
@@ -112,4 +174,4 @@ def corpus_valid(corpus: Corpus) -> tuple[Path, Path]:
 @pytest.fixture(scope="session")
 def corpus_config(corpus: Corpus) -> Path:
     """The configuration of the shared run."""
-    return corpus.config
+    return corpus.config()

@@ -23,7 +23,7 @@ edgeseq() {{
     if [ "$1" = distill ]; then few="--src few.en --tgt few.de"; fi
     if [ "$1" = calibrate ]; then few="--src few.en --ref few.de --proposals 2 --rounds 1"; fi
     if [ "$1" = train ] || [ "$1" = distill ]; then
-        command "{program}" "$@" $few --set training.epochs=0.2 --set halting.epochs=0.2 \\
+        command "{program}" "$@" $few --set training.epochs=0.2 --set frozen.tokens=2000 \\
             --set training.valid_sentences=10 --set model.dim=32 --set "model.decoder.kernel_sizes=[3,5]" \\
             --set "model.encoder.kernel_sizes=[3]" --set data.vocab_size=500
     else

@@ -22,7 +22,8 @@ def start(config: Path, run: Path, *arguments: str) -> subprocess.Popen[str]:
         "training.valid_sentences=2",
         "training.valid_interval=10",
         "training.epochs=1",
-        "halting.epochs=0.2",
+        "joint.epochs=0.2",
+        "frozen.tokens=2000",
     ):
         command += ["--set", setting]
     return subprocess.Popen(command, stderr=subprocess.PIPE, stdout=subprocess.PIPE, text=True, env={**os.environ})
@@ -31,7 +32,7 @@ def start(config: Path, run: Path, *arguments: str) -> subprocess.Popen[str]:
 def wait_for_checkpoint(run: Path, process: subprocess.Popen[str]) -> None:
     """Waits until the first checkpoint is there."""
     deadline = time.monotonic() + _DEADLINE_S
-    while not list(run.glob("checkpoints/aligned-*")):
+    while not list(run.glob("checkpoints/exits-*")):
         assert process.poll() is None, process.communicate()[1]
         assert time.monotonic() < deadline, "no checkpoint came"
         time.sleep(0.05)

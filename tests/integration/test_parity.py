@@ -26,7 +26,7 @@ from edgeseq_runtime.arrays import AnyArray, IntArray
 from edgeseq_runtime.bundle import Bundle, load_bundle
 from edgeseq_runtime.engine import Engine
 from edgeseq_runtime.places import Layout
-from edgeseq_runtime.policy import HaltingUnits
+from edgeseq_runtime.predictors import DepthClassifier, HaltingUnits, Predictor
 from edgeseq_runtime.sinusoids import Sinusoids
 from edgeseq_runtime.tokenizer import EOS_ID
 from graph_checks import late_reads
@@ -199,7 +199,7 @@ def test_forced_decodes_agree_with_the_reference_decoder(
     loaded: Bundle, model: Seq2Seq, sources: list[list[int]]
 ) -> None:
     engine = Engine(loaded.path, loaded.manifest.model, device="cpu")
-    parity = compare_decoding(model, engine, loaded.halting, sources, max_length=60, seed=3)
+    parity = compare_decoding(model, engine, loaded.predictors, sources, max_length=60, seed=3)
     print(parity)
     assert parity.disagreements == 0
     assert parity.ties <= 0.001 * parity.decisions
@@ -245,7 +245,7 @@ def test_wrong_places_are_seen_in_forced_decodes(
     facts = loaded.manifest.model
     engine = Engine(loaded.path, facts, device="cpu")
     engine._layout = layout(facts)
-    assert compare_decoding(model, engine, loaded.halting, sources, max_length=60, seed=3).disagreements > 0
+    assert compare_decoding(model, engine, loaded.predictors, sources, max_length=60, seed=3).disagreements > 0
 
 
 def test_a_perturbed_in_projection_is_seen_in_forced_decodes(
@@ -258,15 +258,38 @@ def test_a_perturbed_in_projection_is_seen_in_forced_decodes(
     graph = perturb(onnx.load(wrong / "block_3.onnx"), in_projection(part), share=0.5)
     onnx.save(graph, wrong / "block_3.onnx")
     engine = Engine(wrong, loaded.manifest.model, device="cpu")
-    assert compare_decoding(model, engine, loaded.halting, sources, max_length=60, seed=3).disagreements > 0
+    assert compare_decoding(model, engine, loaded.predictors, sources, max_length=60, seed=3).disagreements > 0
 
 
-def test_a_wrong_halting_unit_is_seen_in_forced_decodes(
-    loaded: Bundle, model: Seq2Seq, sources: list[list[int]]
+@pytest.mark.parametrize("name", ["halting", "common", "multinomial", "by-sentence"])
+def test_a_wrong_predictor_is_seen_in_forced_decodes(
+    name: str, loaded: Bundle, model: Seq2Seq, sources: list[list[int]]
 ) -> None:
-    """Control: a bias of the exported units is off."""
-    units = loaded.halting
-    assert units is not None
-    wrong = HaltingUnits(units.weight, units.bias + np.float32(0.3))
+    """Control: a bias of the exported table is off."""
+    right = loaded.predictors[name]
+    bias = right.bias.copy()
+    bias[0] += 0.5
+    wrong: Predictor = (HaltingUnits if isinstance(right, HaltingUnits) else DepthClassifier)(right.weight, bias)
     engine = Engine(loaded.path, loaded.manifest.model, device="cpu")
-    assert compare_decoding(model, engine, wrong, sources, max_length=60, seed=3).disagreements > 0
+    predictors = {**loaded.predictors, name: wrong}
+    assert compare_decoding(model, engine, predictors, sources, max_length=60, seed=3).disagreements > 0
+
+
+def test_a_bundle_with_a_wrong_predictor_is_not_written(
+    run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Whichever it is, the first or another."""
+    original = bundle_writer._write_predictors
+
+    def write(model: Seq2Seq, folder: Path) -> dict[str, Predictor]:
+        predictors = original(model, folder)
+        right = predictors["multinomial"]
+        predictors["multinomial"] = DepthClassifier(right.weight, right.bias[::-1].copy())
+        return predictors
+
+    monkeypatch.setattr(bundle_writer, "_write_predictors", write)
+    with pytest.raises(
+        ExportError, match=r"^the graphs do not decode as torch does: .* differ, .* no bundle is written"
+    ):
+        export_run(run, tmp_path / "wrong.bundle", validation=None)
+    assert list(tmp_path.iterdir()) == []

@@ -11,6 +11,7 @@ import pytest
 import torch
 from onnx import numpy_helper
 
+from edgeseq import modules
 from edgeseq.config import ModelConfig, StackConfig
 from edgeseq.models import Seq2Seq
 from edgeseq.modules import DynamicConv, LightweightConv
@@ -21,10 +22,10 @@ from edgeseq_export.onnx_graphs import write_graph
 from edgeseq_export.parity import compare_graph, failed_rows
 from edgeseq_runtime.engine import Engine
 from edgeseq_runtime.manifest import ModelFacts
-from edgeseq_runtime.policy import HaltingUnits
+from edgeseq_runtime.predictors import DepthClassifier, HaltingUnits, Predictor
 from edgeseq_runtime.tokenizer import EOS_ID
 from graph_checks import late_reads
-from small_models import VOCAB_SIZE, balance_halting_units, small_config, small_model
+from small_models import PREDICTORS, VOCAB_SIZE, balance_predictors, small_config, small_model
 
 
 def stacks(encoder: list[int], decoder: list[int], heads: int = 2, **changes: Any) -> dict[str, StackConfig]:
@@ -55,12 +56,12 @@ VARIANTS: dict[str, dict[str, Any]] = {
         **stacks([1, 3], [2, 4, 1], mixer="lightweight", glu=True),
         "norm": "post",
     },
-    "untied": {**stacks([3, 5], [3, 2, 5, 4]), "head": "untied", "tied_embeddings": False, "halting": "shared"},
+    "untied": {**stacks([3, 5], [3, 2, 5, 4]), "head": "untied", "tied_embeddings": False},
     "one tap everywhere": stacks([1], [1, 1, 1]),
     "wider than any sentence": stacks([71, 3], [2, 71, 3]),
     "one head of each kind": {**stacks([3, 5], [3, 1, 5], heads=1), "attention_heads": 1},
     "a head per channel": {**stacks([3], [4, 3], heads=8), "attention_heads": 8},
-    "one block": {**stacks([3], [3]), "halting": "none"},
+    "one block": stacks([3], [3]),
     "attention": {"encoder": attention(0, 0), "decoder": attention(0, 0, 0, 0)},
     "attention in windows": {"encoder": attention(3, 5), "decoder": attention(3, 1, 5, 16)},
     "attention in windows and without, post-norm": {
@@ -75,18 +76,16 @@ VARIANTS: dict[str, dict[str, Any]] = {
         "decoder": attention(0, 2, 0),
         "head": "untied",
         "tied_embeddings": False,
-        "halting": "shared",
     },
     "attention of one head": {"encoder": attention(0), "decoder": attention(0, 3), "attention_heads": 1},
 }
 
 
 def build(name: str) -> tuple[Seq2Seq, ModelFacts]:
-    """A variant in float32 and its facts; units of a block each are balanced, so that they do decide."""
+    """A variant in float32 and its facts; predictors of every kind are balanced, so that they do decide."""
     config: ModelConfig = small_config(**VARIANTS[name])
-    model = small_model(**VARIANTS[name])
-    if config.halting == "per_block":
-        balance_halting_units(model)
+    predictors = PREDICTORS if len(config.decoder.reaches) > 1 else ()
+    model = balance_predictors(small_model(predictors=predictors, **VARIANTS[name]))
     return model.float(), model_facts(config, model, VOCAB_SIZE)
 
 
@@ -120,17 +119,20 @@ def test_decodes_of_every_kind_of_model_agree_with_the_reference_decoder(name: s
     model, facts = build(name)
     for part in split_model(model, facts):
         onnx.save(write_graph(part), tmp_path / part.signature.file)
-    units = None
-    if model.decoder.halting_units is not None:
-        weight, bias = (parameter.detach().numpy() for parameter in model.decoder.halting_units.parameters())
-        units = HaltingUnits(weight, bias)
+    predictors: dict[str, Predictor] = {}
+    for each in model.predictors:
+        predictor = model.predictor(each)
+        kind = HaltingUnits if isinstance(predictor, modules.HaltingUnits) else DepthClassifier
+        predictors[each] = kind(
+            predictor.get_parameter("weight").detach().numpy(), predictor.get_parameter("bias").detach().numpy()
+        )
     generator = torch.Generator().manual_seed(2)
     lengths = torch.randint(1, 20, (12,), generator=generator).tolist()
     sources = [
         [*torch.randint(EOS_ID + 1, VOCAB_SIZE, (length,), generator=generator).tolist(), EOS_ID] for length in lengths
     ]
     engine = Engine(tmp_path, facts, device="cpu")
-    parity = compare_decoding(model, engine, units, sources, max_length=36, seed=3)
+    parity = compare_decoding(model, engine, predictors, sources, max_length=36, seed=3)
     print(parity)
     assert parity.disagreements == 0
     assert parity.ties <= 0.001 * parity.decisions
