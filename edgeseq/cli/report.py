@@ -95,20 +95,20 @@ def command(
         f"{threads} thread{'s' * (threads > 1)}, {batch_size} sentences at once",
         "Made": dt.datetime.now(tz=dt.UTC).strftime("%Y-%m-%d %H:%M UTC"),
     }
-    page = render_page(Heading(f"edgeseq report: {name}", facts), measured, shown).encode()
+    predictors = [(entry.name, entry.kind, entry.training) for entry in translator.manifest.predictors]
+    page = render_page(Heading(f"edgeseq report: {name}", facts, predictors), measured, shown).encode()
     write_file(out, page)
     click.echo(f"{out}: {len(page) / 1e6:.2f} MB, {len(measured.results)} policies, {len(shown)} sentences", err=True)
 
 
 def _bundle_facts(translator: Translator) -> dict[str, str]:
     manifest, model = translator.manifest, translator.manifest.model
-    predictors = "; ".join(f"{entry.name} ({entry.kind}), learnt {entry.training}" for entry in manifest.predictors)
     return {
         "Bundle": f"{translator.bundle.path.resolve().name}, SHA-256 {translator.bundle.sha256[:12]}, exported "
         f"{manifest.created} by edgeseq {manifest.edgeseq_version}",
         "Model": f"{model.parameters:,} parameters, width {model.dim}, {model.encoder_blocks} encoder blocks, "
         f"{model.decoder_blocks} decoder blocks, {manifest.tokenizer.pieces:,} pieces",
-        "Predictors": predictors or "none",
+        "Predictors": ", ".join(entry.name for entry in manifest.predictors) or "none",
         "Licence and data": f"{manifest.provenance.licence}; {manifest.provenance.data}",
     }
 

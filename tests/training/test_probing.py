@@ -126,7 +126,7 @@ def test_policies_choose_the_first_depth_by_these_signals(
     assert len(set(expected.tolist())) > 1, "a policy that always chooses the same shows nothing"
 
 
-@pytest.mark.parametrize("name", ["2", "halting:0.5", "confidence:0.3", "multinomial", "sequence:0.9"])
+@pytest.mark.parametrize("name", ["2", "halting:0.5", "confidence:0.3", "multinomial", "by-sentence:0.9"])
 def test_a_policy_is_followed_and_what_did_not_run_is_not_known(name: str, translator: Translator) -> None:
     policy = translator.bundle.policy(name)
     found = probe_texts(translator.bundle, translator.engine, TEXTS, 8, policy)

@@ -16,7 +16,7 @@ from edgeseq.evaluation.report.markup import Markup, element, join
 
 PLOT_HEIGHT = 260
 SHAPES = ("square", "circle", "triangle", "diamond", "cross", "star", "hexagon", "bowtie")
-"""Markers of series, in their order; with as many colours, see the style sheet."""
+"""Markers of series, in their order; the style sheet has as many colours. Together they tell 64 series apart."""
 
 _PATHS = {
     "square": "M-4-4H4V4H-4Z",
@@ -29,8 +29,9 @@ _PATHS = {
     "bowtie": "M-5-4L0,0L5-4V4L0,0L-5,4Z",
 }
 _TICKS = 6
-_LABEL_WIDTH = 0.2
-"""Share of a plot's width that a label of a point is taken to need, to keep labels apart."""
+_LABEL_WIDTH = 0.35
+"""Share of a narrow plot's width that a label of a point is taken to need, to keep labels apart."""
+_LABEL_HEIGHT = 18
 
 
 @dataclass(frozen=True)
@@ -98,26 +99,26 @@ def scatter(title: str, x_axis: Axis, y_axis: Axis, series: Sequence[Series]) ->
         title: what is seen, for those who do not see it.
         x_axis: of all points.
         y_axis: likewise.
-        series: more than there are shapes repeat them.
+        series: in the order of the legend; see `marker`.
     """
-    lines, markers, labels = [], [], []
+    groups, labels = [], []
     for number, one in enumerate(series):
-        style = f"series-{number % len(SHAPES)}"
+        style, shape = _style(number)
         places = [(_percent(x_axis.share(point.x)), _vertical(y_axis.share(point.y))) for point in one.points]
-        lines += [
+        marks = [
             element("line", x1=x1, y1=y1, x2=x2, y2=y2, class_=f"{style} join")
             for (x1, y1), (x2, y2) in itertools.pairwise(places)
         ]
         for point, (x, y) in zip(one.points, places, strict=True):
-            shape = f"#{SHAPES[number % len(SHAPES)]}"
             # A <title> is shown by browsers when its parent is pointed at; a group may hold both.
             mark = element("use", href=shape, x=x, y=y, class_=style)
-            markers.append(element("g", element("title", point.name), mark))
+            marks.append(element("g", element("title", point.name), mark))
             if point.label:
-                markers.append(element("circle", cx=x, cy=y, r=9, class_="ring"))
-                labels.append((x_axis.share(point.x), y_axis.share(point.y), point.label))
-    marks = join([lines, markers, _labels(labels)])
-    return _svg(title, PLOT_HEIGHT, [_y_axis(y_axis, PLOT_HEIGHT), _x_axis(x_axis, PLOT_HEIGHT), marks])
+                marks.append(element("circle", cx=x, cy=y, r=9, class_="ring"))
+                labels.append((x_axis.share(point.x), float(y), point.label, number))
+        groups.append(element("g", marks, data_series=number))
+    axes = [_y_axis(y_axis, PLOT_HEIGHT), _x_axis(x_axis, PLOT_HEIGHT)]
+    return _svg(title, PLOT_HEIGHT, [*axes, *groups, *_labels(labels)])
 
 
 def histogram(title: str, shares: Sequence[float], x_title: str) -> Markup:
@@ -205,14 +206,21 @@ def share_bars(title: str, labels: Sequence[str], shares: Sequence[Sequence[floa
 
 def marker(number: int) -> Markup:
     """Draws a series' marker by itself, for a legend."""
-    shape = element("use", href=f"#{SHAPES[number % len(SHAPES)]}", x=8, y=8, class_=f"series-{number % len(SHAPES)}")
-    return element("svg", shape, class_="key", width=16, height=16, aria_hidden="true")
+    style, shape = _style(number)
+    mark = element("use", href=shape, x=8, y=8, class_=style)
+    return element("svg", mark, class_="key", width=16, height=16, aria_hidden="true")
 
 
 def marker_definitions() -> Markup:
     """Defines the markers' shapes, once per page."""
     shapes = [element("path", id=name, d=path) for name, path in _PATHS.items()]
     return element("svg", element("defs", shapes), class_="hidden", width=0, height=0, aria_hidden="true")
+
+
+def _style(number: int) -> tuple[str, str]:
+    """Colour class and shape of a series; no two of the first 64 share both."""
+    rounds, colour = divmod(number, len(SHAPES))
+    return f"series-{colour}", f"#{SHAPES[(colour + rounds) % len(SHAPES)]}"
 
 
 def _svg(title: str, height: int, parts: Sequence[Markup | Sequence[Markup]], style: str = "") -> Markup:
@@ -254,14 +262,20 @@ def _x_title(title: str, height: int) -> Markup:
     return element("text", title, x="50%", y=height + 40, class_="axis-title middle")
 
 
-def _labels(labels: Sequence[tuple[float, float, str]]) -> list[Markup]:
-    """Writes labels to the lower right of their points, where curves of quality against cost leave room."""
-    texts, last, below = [], -1.0, 0
-    for x, y, label in sorted(labels):
-        below = below + 1 if x - last < _LABEL_WIDTH else 0  # one line lower than a label that is near
-        last = x
+def _labels(labels: Sequence[tuple[float, float, str, int]]) -> list[Markup]:
+    """Writes labels to the lower right of their points, where curves of quality against cost leave room.
+
+    Args:
+        labels: place from 0 to 1, height in pixels, text, and number of the series.
+    """
+    texts: list[Markup] = []
+    last_x, last_y = -1.0, 0.0
+    for x, y, label, series in sorted(labels):
+        below = y + _LABEL_HEIGHT + 6
+        near = x - last_x < _LABEL_WIDTH
+        last_x, last_y = x, max(below, last_y + _LABEL_HEIGHT) if near else below
         at_edge = x > 1 - _LABEL_WIDTH
-        place = {"x": _percent(x), "y": _vertical(y), "dx": -8 if at_edge else 8, "dy": 24 + 18 * below}
+        place = {"x": _percent(x), "y": f"{last_y:.1f}", "dx": -8 if at_edge else 8, "data_series": series}
         texts.append(element("text", label, **place, class_=f"label {'end' if at_edge else 'start'}"))
     return texts
 

@@ -31,7 +31,7 @@ def quality_figure(measured: Measurements) -> Markup:
     title = f"Quality against cost: {_compare(measured)}"
     legend = element(
         "ul",
-        [element("li", charts.marker(number), name) for number, (name, _) in enumerate(series)],
+        [element("li", _series_switch(number, name)) for number, (name, _) in enumerate(series)],
         element("li", element("span", class_="ring-key", aria_hidden="true"), "operating point")
         if measured.points
         else None,
@@ -140,6 +140,12 @@ def _series(name: str, results: Sequence[PolicyResult], measured: Measurements, 
         for place, result in zip(places, results, strict=True)
     ]
     return Series(name, points)
+
+
+def _series_switch(number: int, name: str) -> Markup:
+    """An entry of the legend; the page's script makes it a switch that hides the series."""
+    box = element("input", type="checkbox", checked=True, hidden=True, data_shows=number)
+    return element("label", box, charts.marker(number), name)
 
 
 def _compare(measured: Measurements) -> str:

@@ -1,9 +1,21 @@
 "use strict";
 (() => {
   const AT_ONCE = 10;
-  const list = document.getElementById("sentences");
-  if (!list) return;
   const find = (id) => document.getElementById(id);
+
+  // The legend: a box for each series, which shows or hides it in all charts.
+
+  for (const box of document.querySelectorAll("[data-shows]")) {
+    box.hidden = false;
+    box.addEventListener("input", () => {
+      for (const series of document.querySelectorAll(`[data-series="${box.dataset.shows}"]`)) {
+        series.style.display = box.checked ? "" : "none";
+      }
+    });
+  }
+
+  const list = find("sentences");
+  if (!list) return;
   const records = JSON.parse(find("records").textContent);
   const items = [...list.children];
 
@@ -53,7 +65,7 @@
     if (scope) made.scope = scope;
     return made;
   };
-  const percent = (value) => (value === undefined ? "" : `${(100 * value).toFixed(1)} %`);
+  const percent = (value) => (value === undefined ? "" : `${(value / 10).toFixed(1)} %`);
   const fill = () => {
     const row = token.closest("[data-row]");
     const place = [...row.querySelectorAll(".token")].indexOf(token);

@@ -29,6 +29,8 @@ class Heading:
     title: str
     facts: dict[str, str]
     """Bundle, model, text, machine, date: what a reader has to know, by name."""
+    predictors: Sequence[tuple[str, str, str]]
+    """Name, kind and training of the bundle's predictors."""
 
 
 def render_page(heading: Heading, measured: Measurements, sample: Sequence[SampledSentence]) -> str:
@@ -59,7 +61,7 @@ def render_page(heading: Heading, measured: Measurements, sample: Sequence[Sampl
         element(
             "header", element("h1", heading.title), _facts(heading.facts | _score_facts(measured)), _summary(measured)
         ),
-        element("main", _sections(measured, sample, blocks)),
+        element("main", _sections(heading, measured, sample, blocks)),
         element("div", id="tip", role="tooltip", hidden=True),
         element("script", _records(sample), type="application/json", id="records"),
         element("script", Markup(script)),
@@ -67,7 +69,7 @@ def render_page(heading: Heading, measured: Measurements, sample: Sequence[Sampl
     return f"<!DOCTYPE html>\n{element('html', head, body, lang='en')}\n"
 
 
-def _sections(measured: Measurements, sample: Sequence[SampledSentence], blocks: int) -> list[Markup]:
+def _sections(heading: Heading, measured: Measurements, sample: Sequence[SampledSentence], blocks: int) -> list[Markup]:
     sections = [_section("Quality and cost", quality_figure(measured))]
     for shown in measured.shown:
         figures = element("div", depth_figures(shown.policy, shown.probes, blocks), class_="grid")
@@ -76,7 +78,7 @@ def _sections(measured: Measurements, sample: Sequence[SampledSentence], blocks:
         )
     if sample:
         sections.append(_section("Sentences", *_browser(sample, blocks)))
-    return [*sections, _section("What the figures depend on", _signatures(measured))]
+    return [*sections, _section("What the figures depend on", _predictors(heading), _signatures(measured))]
 
 
 def _section(title: str, *parts: Child) -> Markup:
@@ -145,9 +147,9 @@ def _browser(sample: Sequence[SampledSentence], blocks: int) -> list[Markup]:
     )
     note = (
         "Point at a token, or reach it with Tab and the arrow keys, to see what each exit said on the way; blocks "
-        "above its depth did not run. Of a halting predictor that is χ, its wish to stop after a block; of one that "
-        "chooses once, the chance it gives to each depth. The sample holds sentences of the least and greatest average "
-        "depth and others drawn at random."
+        "above its depth did not run. Beside each exit's confidence stands what the policy's predictor said: its wish "
+        "χ to stop after the block, or where it chooses once, the chance it gives to each depth. The sample holds "
+        "sentences of the least and greatest average depth and others drawn at random."
     )
     return [
         element("p", note, class_="note"),
@@ -157,6 +159,12 @@ def _browser(sample: Sequence[SampledSentence], blocks: int) -> list[Markup]:
         element("ol", [sentence.markup for sentence in sample], id="sentences", class_="numbers"),
         element("button", "Show more", type="button", id="more", hidden=True),
     ]
+
+
+def _predictors(heading: Heading) -> Markup | None:
+    if not heading.predictors:
+        return None
+    return table("Depth predictors of the bundle", ("name", "kind", "learnt"), heading.predictors)
 
 
 def _signatures(measured: Measurements) -> list[Markup]:

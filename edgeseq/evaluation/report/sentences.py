@@ -6,7 +6,7 @@ Elbayad et al. (2020), figure 5, tint tokens in this way.
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -70,31 +70,43 @@ def sample_sentences(
         references: one per source.
         number: most sentences to show.
     """
+    # A bundle may have a dozen predictors; those that have no part in what is shown would only be in the way.
+    predictors = {shown.policy.partition(":")[0] for shown in measured.shown}
     sample: list[SampledSentence] = []
     first_row = 0
     for index in choose_lines(measured.shown[0].probes, number):
         probes = {shown.policy: shown.probes[index] for shown in measured.shown}
         full = tokenizer.decode(measured.full[index].tokens)
         markup = _sentence(index + 1, sources[index], references[index], full, probes, tokenizer, first_row)
-        sample.append(SampledSentence(index + 1, markup, [exit_records(probe, tokenizer) for probe in probes.values()]))
+        sample.append(
+            SampledSentence(
+                index + 1, markup, [exit_records(probe, tokenizer, predictors) for probe in probes.values()]
+            )
+        )
         first_row += len(probes)
     return sample
 
 
-def exit_records(probe: Probe, tokenizer: Tokenizer) -> list[object]:
-    """Says what each exit and each predictor said at each token of a sentence, for the page's script.
+def exit_records(probe: Probe, tokenizer: Tokenizer, predictors: Collection[str]) -> list[object]:
+    """Says what each exit and some predictors said at each token of a sentence, for the page's script.
+
+    Args:
+        probe: of the sentence.
+        tokenizer: the bundle's.
+        predictors: names of those to include.
 
     Returns:
         First, per token, the pieces that the exits it ran say, their probabilities, and the signals by predictor; then
-        the signals of those predictors that speak once for all tokens. Numbers have three decimals.
+        the signals of those predictors that speak once for all tokens. Numbers are thousandths.
     """
+    signals = {name: values for name, values in probe.signals.items() if name in predictors}
     tokens = []
     for token, depth in enumerate(probe.depths.tolist()):
         choices = [choice for choice in probe.choices[token].tolist() if choice != NOT_RUN]
         said = [stretch.label for piece in tokenizer.pieces(choices) for stretch in stretches([piece])]
-        signals = {name: _rounded(values[token]) for name, values in probe.signals.items() if values.ndim == 2}
-        tokens.append([said, _rounded(probe.confidence[token, :depth]), signals])
-    return [tokens, {name: _rounded(values) for name, values in probe.signals.items() if values.ndim == 1}]
+        of_token = {name: _thousandths(values[token]) for name, values in signals.items() if values.ndim == 2}
+        tokens.append([said, _thousandths(probe.confidence[token, :depth]), of_token])
+    return [tokens, {name: _thousandths(values) for name, values in signals.items() if values.ndim == 1}]
 
 
 def tinted_text(tokens: Sequence[str], depths: Sequence[int], label: str, row: int) -> Markup:
@@ -168,6 +180,6 @@ def _token(stretch: Stretch, depth: int, *, first: bool) -> Markup:
     )
 
 
-def _rounded(values: FloatArray) -> list[float]:
-    """Numbers as JSON has them: those of blocks that did not run, at the end, are left out."""
-    return [round(value, 3) for value in values.tolist() if not math.isnan(value)]
+def _thousandths(values: FloatArray) -> list[int]:
+    """Probabilities as JSON has them; those of blocks that did not run, at the end, are left out."""
+    return [round(1000 * value) for value in values.tolist() if not math.isnan(value)]
