@@ -2,6 +2,7 @@
 
 import contextlib
 import io
+import logging
 import sys
 from collections.abc import Generator
 from dataclasses import dataclass
@@ -53,3 +54,5 @@ def _standard_streams(stdin: bytes) -> Generator[tuple[io.BytesIO, io.BytesIO]]:
         sys.stdout.detach()
         sys.stderr.detach()
         sys.stdin, sys.stdout, sys.stderr = saved
+        for name in ("edgeseq", "edgeseq_export"):  # what a command logs to its stderr ends with its process
+            logging.getLogger(name).handlers.clear()

@@ -124,7 +124,7 @@ def test_a_model_is_trained_exported_and_run(corpus_config: Path, tmp_path: Path
         'model.encoder={mixer="attention",windows=[0,3],feed_forward_dim=48}',
         'model.decoder={mixer="attention",windows=[0,1,9,0],feed_forward_dim=48}',
         "training.epochs=0.5",
-        "halting.epochs=0.1",
+        "frozen.tokens=2000",
     )
     options = [option for change in changes for option in ("--set", change)]
     outcome = run_edgeseq("train", corpus_config, "--out", tmp_path / "run", *options)

@@ -7,10 +7,12 @@ from pathlib import Path
 import pytest
 
 from command_line import run_edgeseq
+from deciding import DECIDING, FIXED, PER_TOKEN, deciding_policies
 from edgeseq_runtime import BeamOptions, Translator
 
 MAX_LENGTH = 14
-POLICIES = ["full", "2", "halting:0.5", "common:0.5", "confidence:0.4", "multinomial", "by-sentence"]
+NAMES = [*FIXED, "halting", "common", "confidence", "certainty", "multinomial", "by-sentence"]
+"""See `deciding`."""
 BEAM = BeamOptions(size=4, n_best=4)
 SENTENCES = 24
 
@@ -25,19 +27,22 @@ def text(sentences: list[str]) -> list[str]:
     return [line for line in sentences if line][:SENTENCES]
 
 
-@pytest.mark.parametrize("policy", POLICIES)
-def test_batched_equals_single_in_bits(policy: str, translator: Translator, sentences: list[str]) -> None:
+@pytest.mark.parametrize("name", NAMES)
+def test_batched_equals_single_in_bits(
+    name: str, translator: Translator, sentences: list[str], text: list[str]
+) -> None:
+    policy = deciding_policies(translator, text)[name]
     lines = sentences[:90] + sentences[-12:]
     single = [translator.translate(line, depth=policy, max_length=MAX_LENGTH, beam=BEAM) for line in lines]
     for batch_size in (7, 32):
         batched = translator.translate(lines, depth=policy, max_length=MAX_LENGTH, beam=BEAM, batch_size=batch_size)
         assert batched == single
-    if policy not in {"full", "2"}:
+    if name in DECIDING:
         depths = {depth for translation in single for depth in translation.depths}
         assert len(depths) > 1, "the policy never decides"
         pairs = [zip(t.depths, a.depths, strict=False) for t in single for a in t.alternatives]
         differ = any(one != other for pair in pairs for one, other in pair)
-        assert differ == (not policy.startswith("by-sentence")), "hypotheses of a sentence go to the same depths"
+        assert differ == (name in PER_TOKEN), "hypotheses of a sentence go to the same depths"
 
 
 def test_a_beam_of_one_is_greedy_search(translator: Translator, text: list[str]) -> None:

@@ -27,7 +27,7 @@ STUDENT = (
     "data.vocab_size=120",
     "training.epochs=1",
     "training.valid_sentences=2",
-    "halting.epochs=0.5",
+    "frozen.tokens=2000",
 )
 STUDENT_ARGUMENTS = [argument for setting in STUDENT for argument in ("--set", setting)]
 

@@ -7,7 +7,6 @@ and depths, both sides decide alike. See `torch_oracle`.
 from __future__ import annotations
 
 import threading
-from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
@@ -16,6 +15,7 @@ import numpy as np
 import pytest
 import torch
 
+from deciding import DECIDING, FIXED, PER_SENTENCE, deciding_policies, shifted
 from edgeseq.models import Seq2Seq
 from edgeseq.models.reference import reference_beam_search, reference_decode
 from edgeseq.training.run import load_run
@@ -37,14 +37,9 @@ BEAM_SENTENCES = 8
 # A beam whose continuations tie in float32 may keep another one, and end elsewhere: one sentence, at most.
 MAX_PARTED = 1
 
-SEVERAL_DEPTHS = [
-    *("halting:0.5", "halting:0.4,0.6,0.5", "halting:0.5@1,3", "common:0.5"),
-    *("confidence:0.4", "confidence:0.5,0.3@1,3"),
-    *("certainty:0.5", "certainty:0.6,0.5@1,3"),
-    *("multinomial", "multinomial:0.6", "by-sentence", "by-sentence:0.6"),
-]
-POLICIES = ["full", "2", *SEVERAL_DEPTHS]
-"""Of every kind, and each predictor of the shared run."""
+CHOOSING = ("multinomial at once", "by-sentence at once")
+NAMES = [*FIXED, *DECIDING, *CHOOSING]
+"""Policies of every kind, and each predictor of the shared run; see `deciding`."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -55,6 +50,7 @@ class Both:
     translator: Translator
     engine: Engine
     text: list[str]
+    policies: dict[str, str]
 
     @property
     def sources(self) -> list[list[int]]:
@@ -69,7 +65,8 @@ def both(every_kind: tuple[Path, Path], sentences: list[str]) -> Both:
     run, bundle = every_kind
     translator = Translator(bundle, device="cpu")
     engine = Engine(bundle, translator.manifest.model, device="cpu")
-    return Both(load_run(run)[2], translator, engine, [line for line in sentences if line][:SENTENCES])
+    text = [line for line in sentences if line][:SENTENCES]
+    return Both(load_run(run)[2], translator, engine, text, deciding_policies(translator, text))
 
 
 # --- Greedy
@@ -97,8 +94,9 @@ def margin_of_parting(both: Both, policy: str, row: int, found: Translation) -> 
     return float((forced.token_margins if same_depth else forced.depth_margins)[position])
 
 
-@pytest.mark.parametrize("policy", POLICIES)
-def test_greedy_decodes_part_from_the_oracle_at_ties_only(policy: str, both: Both) -> None:
+@pytest.mark.parametrize("name", NAMES)
+def test_greedy_decodes_part_from_the_oracle_at_ties_only(name: str, both: Both) -> None:
+    policy = both.policies[name]
     found = both.translator.translate(both.text, depth=policy, max_length=MAX_LENGTH)
     margins = [margin_of_parting(both, policy, row, translation) for row, translation in enumerate(found)]
     parted = [margin for margin in margins if margin < float("inf")]
@@ -107,13 +105,14 @@ def test_greedy_decodes_part_from_the_oracle_at_ties_only(policy: str, both: Bot
     assert len(parted) <= MAX_PARTED
 
 
-@pytest.mark.parametrize("policy", SEVERAL_DEPTHS)
-def test_policies_decide_something_here(policy: str, both: Both) -> None:
+@pytest.mark.parametrize("name", DECIDING)
+def test_policies_decide_something_here(name: str, both: Both) -> None:
     """Without this the comparisons would not say much."""
+    policy = both.policies[name]
     decoded = decode_with_torch(both, policy)
     assert len({depth for _, depths in decoded for depth in depths}) > 1
     per_sentence = {len(set(depths)) for _, depths in decoded}
-    assert (per_sentence == {1}) == policy.startswith("by-sentence")
+    assert (per_sentence == {1}) == (name in PER_SENTENCE)
 
 
 def force(both: Both, policy: str, decoded: list[Decoded], predictors: dict[str, Predictor] | None = None) -> Count:
@@ -122,8 +121,9 @@ def force(both: Both, policy: str, decoded: list[Decoded], predictors: dict[str,
     return compare_forced(both.model, both.engine, (TorchPolicy(both.model, policy), parsed), both.sources, decoded)
 
 
-@pytest.mark.parametrize("policy", POLICIES)
-def test_along_the_oracles_tokens_and_depths_all_decisions_agree(policy: str, both: Both) -> None:
+@pytest.mark.parametrize("name", NAMES)
+def test_along_the_oracles_tokens_and_depths_all_decisions_agree(name: str, both: Both) -> None:
+    policy = both.policies[name]
     count = force(both, policy, decode_with_torch(both, policy))
     print(f"{policy}: {count}")
     assert count.disagreements == 0
@@ -131,9 +131,10 @@ def test_along_the_oracles_tokens_and_depths_all_decisions_agree(policy: str, bo
     assert count.tokens == sum(len(tokens) for tokens, _ in decode_with_torch(both, policy))
 
 
-@pytest.mark.parametrize("policy", SEVERAL_DEPTHS)
-def test_along_random_depths_all_decisions_agree(policy: str, both: Both) -> None:
+@pytest.mark.parametrize("name", DECIDING)
+def test_along_random_depths_all_decisions_agree(name: str, both: Both) -> None:
     """Paths that the policy would not take itself: every block is skipped and entered again."""
+    policy = both.policies[name]
     generator = np.random.default_rng(4)
     decoded = [
         (tokens, generator.integers(1, len(both.model.decoder.blocks) + 1, len(tokens)).tolist())
@@ -144,34 +145,29 @@ def test_along_random_depths_all_decisions_agree(policy: str, both: Both) -> Non
     assert count.ties <= max(1, MAX_TIE_SHARE * count.decisions)
 
 
-def shifted(policy: str) -> str:
-    """The policy with a slightly higher first threshold or quantile."""
-    name, _, argument = policy.partition(":")
-    first, separator, rest = argument.partition("," if "," in argument.partition("@")[0] else "@")
-    return f"{name}:{float(first) + 0.05:g}{separator}{rest}"
-
-
-@pytest.mark.parametrize("policy", [policy for policy in SEVERAL_DEPTHS if ":" in policy])
-def test_control_a_threshold_that_is_a_little_off_is_seen(policy: str, both: Both) -> None:
+@pytest.mark.parametrize("name", DECIDING)
+def test_control_a_threshold_that_is_a_little_off_is_seen(name: str, both: Both) -> None:
+    policy = both.policies[name]
     bundle = both.translator.bundle
     policies = TorchPolicy(both.model, policy), bundle.policy(shifted(policy))
     decoded = decode_with_torch(both, policy)
     assert compare_forced(both.model, both.engine, policies, both.sources, decoded).disagreements > 0
 
 
-@pytest.mark.parametrize("policy", ["halting:0.5", "common:0.5", "multinomial", "by-sentence"])
-def test_control_a_predictor_that_is_a_little_off_is_seen(policy: str, both: Both) -> None:
-    name = policy.partition(":")[0]
+@pytest.mark.parametrize("name", ["halting", "common", "multinomial", "by-sentence"])
+def test_control_a_predictor_that_is_a_little_off_is_seen(name: str, both: Both) -> None:
+    policy = both.policies[name]
     right = linear(both.translator.bundle.predictors[name])
-    bias = right.bias + np.linspace(0.3, -0.3, len(right.bias), dtype=np.float32)
+    bias = right.bias + np.linspace(1, -1, len(right.bias), dtype=np.float32)
     wrong = type(right)(right.weight, bias)
     predictors = {**both.translator.bundle.predictors, name: wrong}
     assert force(both, policy, decode_with_torch(both, policy), predictors).disagreements > 0
 
 
 def test_control_a_free_run_of_another_policy_is_seen(both: Both) -> None:
-    found = both.translator.translate(both.text, depth="halting:0.55", max_length=MAX_LENGTH)
-    margins = [margin_of_parting(both, "halting:0.5", row, translation) for row, translation in enumerate(found)]
+    policy = both.policies["halting"]
+    found = both.translator.translate(both.text, depth=shifted(policy), max_length=MAX_LENGTH)
+    margins = [margin_of_parting(both, policy, row, translation) for row, translation in enumerate(found)]
     assert any(TIE_MARGIN < margin < float("inf") for margin in margins)
 
 
@@ -196,9 +192,10 @@ def beam_with_torch(both: Both, policy: str, options: BeamOptions, row: int) -> 
     return [(both.pieces(best.tokens), best.depths) for best in found]
 
 
-@pytest.mark.parametrize("policy", POLICIES)
+@pytest.mark.parametrize("name", NAMES)
 @pytest.mark.parametrize("options", BEAMS, ids=str)
-def test_beams_part_from_the_oracle_at_ties_only(policy: str, options: BeamOptions, both: Both) -> None:
+def test_beams_part_from_the_oracle_at_ties_only(name: str, options: BeamOptions, both: Both) -> None:
+    policy = both.policies[name]
     text = both.text[:BEAM_SENTENCES]
     found = both.translator.translate(text, depth=policy, max_length=MAX_LENGTH, beam=options)
     parted = 0
@@ -210,10 +207,10 @@ def test_beams_part_from_the_oracle_at_ties_only(policy: str, options: BeamOptio
     assert parted <= MAX_PARTED
 
 
-@pytest.mark.parametrize("policy", ["halting:0.5", "multinomial", "confidence:0.4"])
-def test_control_a_beam_of_another_policy_is_seen(policy: str, both: Both) -> None:
+@pytest.mark.parametrize("name", ["halting", "multinomial", "confidence"])
+def test_control_a_beam_of_another_policy_is_seen(name: str, both: Both) -> None:
     """Its hypotheses are other ones, or went to depths that torch is sure not to choose."""
-    other = {"halting:0.5": "halting:0.6", "multinomial": "multinomial:0.8", "confidence:0.4": "confidence:0.5"}[policy]
+    policy, other = both.policies[name], shifted(both.policies[name])
     text = both.text[:BEAM_SENTENCES]
     found = both.translator.translate(text, depth=other, max_length=MAX_LENGTH, beam=BEAMS[0])
     assert not all(is_what_torch_makes_of_it(both, policy, row, each, BEAMS[0]) for row, each in enumerate(found))
@@ -237,12 +234,13 @@ def test_control_columns_that_stay_behind_are_seen(both: Both, monkeypatch: pyte
 
 
 Call = tuple[str, int]
-"""Depth policy and size of the beam."""
-CALLS: list[Call] = [(policy, size) for policy in POLICIES for size in (1, 3)]
+"""Name of a depth policy and size of the beam."""
+CALLS: list[Call] = [(name, size) for name in NAMES for size in (1, 3)]
 
 
-def call(translator: Translator, depth: str, size: int, text: Sequence[str]) -> list[Translation]:
-    return translator.translate(list(text), depth=depth, beam=size, max_length=MAX_LENGTH, batch_size=5)
+def call(both: Both, name: str, size: int) -> list[Translation]:
+    depth = both.policies[name]
+    return both.translator.translate(both.text, depth=depth, beam=size, max_length=MAX_LENGTH, batch_size=5)
 
 
 @pytest.fixture(scope="module")
@@ -250,20 +248,20 @@ def alone(both: Both) -> dict[Call, list[Translation]]:
     """What a Translator made for one policy gives."""
     folder = both.translator.bundle.path
     return {
-        (depth, size): Translator(folder, depth=depth, device="cpu").translate(
+        (name, size): Translator(folder, depth=both.policies[name], device="cpu").translate(
             both.text, beam=size, max_length=MAX_LENGTH, batch_size=5
         )
-        for depth, size in CALLS
+        for name, size in CALLS
     }
 
 
 def test_one_translator_takes_every_policy_call_by_call(both: Both, alone: dict[Call, list[Translation]]) -> None:
     """In any order: no call leaves anything behind for the next."""
     order = np.random.default_rng(8).permutation(len(CALLS)).tolist()
-    for depth, size in [*CALLS, *(CALLS[number] for number in order)]:
-        assert call(both.translator, depth, size, both.text) == alone[depth, size], (depth, size)
+    for name, size in [*CALLS, *(CALLS[number] for number in order)]:
+        assert call(both, name, size) == alone[name, size], (name, size)
     # Control: the policies differ in what they give.
-    assert len({str([t.depths for t in results]) for results in alone.values()}) > len(SEVERAL_DEPTHS)
+    assert len({str([t.depths for t in results]) for results in alone.values()}) > len(DECIDING)
 
 
 def test_threads_take_a_translator_to_different_depths(both: Both, alone: dict[Call, list[Translation]]) -> None:
@@ -273,8 +271,8 @@ def test_threads_take_a_translator_to_different_depths(both: Both, alone: dict[C
 
     def work(first: int) -> None:
         together.wait()
-        for depth, size in CALLS[first::threads]:
-            found[depth, size] = call(both.translator, depth, size, both.text)
+        for name, size in CALLS[first::threads]:
+            found[name, size] = call(both, name, size)
 
     workers = [threading.Thread(target=work, args=(number,)) for number in range(threads)]
     for worker in workers:
@@ -285,6 +283,6 @@ def test_threads_take_a_translator_to_different_depths(both: Both, alone: dict[C
 
 
 def test_a_stream_takes_any_policy(both: Both) -> None:
-    for depth in POLICIES:
+    for depth in both.policies.values():
         pieces = both.translator.stream(both.text[0], depth=depth, max_length=MAX_LENGTH)
         assert "".join(pieces) == both.translator.translate(both.text[0], depth=depth, max_length=MAX_LENGTH).text

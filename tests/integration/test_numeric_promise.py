@@ -9,6 +9,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from deciding import DECIDING, FIXED, PER_TOKEN, deciding_policies
 from eager_engine import EagerEngine
 from edgeseq_runtime import Translation, Translator
 from edgeseq_runtime.arrays import FloatArray, IntArray
@@ -21,21 +22,18 @@ from edgeseq_runtime.state import DecoderState
 from edgeseq_runtime.tokenizer import BOS_ID, EOS_ID
 
 # The more sentences, the likelier a last bit that differs; for a second policy of a kind, fewer do.
-POLICIES = {
-    "full": 2000,
-    "2": 500,
-    "adaptive": 2000,
-    "halting:0.5": 2000,
-    "halting:0.4,0.6,0.5": 500,
-    "common:0.5": 500,
-    "confidence:0.4": 2000,
-    "confidence:0.5,0.3@1,3": 500,
-    "multinomial": 2000,
-    "multinomial:0.6": 500,
-    "by-sentence": 2000,
-    "by-sentence:0.6": 500,
-}
-"""Depth policies of every kind to the number of sentences that are translated."""
+NAMES = [*FIXED, "adaptive", *DECIDING]
+"""See `deciding`."""
+
+MANY = {"full", "2", "adaptive", "halting", "confidence", "certainty", "multinomial", "by-sentence"}
+"""Translate 2,000 sentences, others 500."""
+
+
+@pytest.fixture(scope="module")
+def policies(bundle: Path, sentences: list[str]) -> dict[str, str]:
+    """Name to spelling."""
+    few = [sentence for sentence in sentences if sentence][:60]
+    return {"adaptive": "adaptive", **deciding_policies(Translator(bundle, device="cpu"), few)}
 
 
 @pytest.fixture(scope="module")
@@ -48,17 +46,17 @@ def bits(translations: Sequence[Translation]) -> list[tuple[object, ...]]:
     return [(t.text, tuple(t.tokens), tuple(t.depths), t.score) for t in translations]
 
 
-@pytest.mark.parametrize("policy", POLICIES)
-def test_batched_equals_single_in_bits(policy: str, bundle: Path, sentences: list[str]) -> None:
+@pytest.mark.parametrize("name", NAMES)
+def test_batched_equals_single_in_bits(name: str, policies: dict[str, str], bundle: Path, sentences: list[str]) -> None:
     """Up to 2,000 sentences of mixed length at batches of 1, 7 and 32."""
     assert len(sentences) == 2000
-    text = sentences[-POLICIES[policy] :]
-    translator = Translator(bundle, depth=policy, device="cpu")
+    text = sentences if name in MANY else sentences[-500:]
+    translator = Translator(bundle, depth=policies[name], device="cpu")
     single = bits(list(translator.translate_iter(text, batch_size=1, max_length=12, scores=True)))
     for batch_size in (7, 32):
         batched = translator.translate(text, batch_size=batch_size, max_length=12, scores=True)
         assert bits(batched) == single
-    if policy not in {"full", "2"}:
+    if name in DECIDING:
         depths = {depth for _, _, used, _ in single for depth in used}  # type: ignore[attr-defined]
         assert len(depths) > 1, "the policy never decides"
 
@@ -92,18 +90,19 @@ def decode(
     return [(tuple(h.tokens), tuple(h.depths), h.score) for h in hypotheses]
 
 
-@pytest.mark.parametrize("name", [name for name in POLICIES if name != "full"])
-def test_lazy_backfill_equals_eager_in_bits(name: str, loaded: Bundle, sentences: list[str]) -> None:
+@pytest.mark.parametrize("name", DECIDING)
+def test_lazy_backfill_equals_eager_in_bits(
+    name: str, policies: dict[str, str], loaded: Bundle, sentences: list[str]
+) -> None:
     facts = loaded.manifest.model
-    policy = loaded.policy(name)
+    policy = loaded.policy(policies[name])
     text = [sentence for sentence in sentences[:96] if sentence]
     eager = EagerEngine(loaded.path, facts, device="cpu")
     lazily = decode(Engine(loaded.path, facts, device="cpu"), loaded, policy, text)
     assert lazily == decode(eager, loaded, policy, text)
     assert eager.backfilled > 0
     deepens = any(earlier < later for _, depths, _ in lazily for earlier, later in itertools.pairwise(depths))
-    per_token = not name.startswith(("2", "by-sentence"))
-    assert deepens == per_token, "no token went deeper than the one before it: no column that is missing was read"
+    assert deepens == (name in PER_TOKEN), "no token went deeper than the one before: no missing column was read"
 
 
 def random_depths(engine: Engine, loaded: Bundle, text: list[str], seed: int) -> tuple[np.ndarray, np.ndarray]:

@@ -26,10 +26,11 @@ from edgeseq_runtime.arrays import AnyArray, IntArray
 from edgeseq_runtime.bundle import Bundle, load_bundle
 from edgeseq_runtime.engine import Engine
 from edgeseq_runtime.places import Layout
-from edgeseq_runtime.predictors import DepthClassifier, HaltingUnits, Predictor
+from edgeseq_runtime.predictors import DepthClassifier, Predictor
 from edgeseq_runtime.sinusoids import Sinusoids
 from edgeseq_runtime.tokenizer import EOS_ID
 from graph_checks import late_reads
+from linear import linear
 
 ONE_OF_EACH_KIND = ["encoder.onnx", "embed.onnx", "cross_2.onnx", "block_3.onnx", "head.onnx"]
 
@@ -266,10 +267,10 @@ def test_a_wrong_predictor_is_seen_in_forced_decodes(
     name: str, loaded: Bundle, model: Seq2Seq, sources: list[list[int]]
 ) -> None:
     """Control: a bias of the exported table is off."""
-    right = loaded.predictors[name]
+    right = linear(loaded.predictors[name])
     bias = right.bias.copy()
     bias[0] += 0.5
-    wrong: Predictor = (HaltingUnits if isinstance(right, HaltingUnits) else DepthClassifier)(right.weight, bias)
+    wrong = type(right)(right.weight, bias)
     engine = Engine(loaded.path, loaded.manifest.model, device="cpu")
     predictors = {**loaded.predictors, name: wrong}
     assert compare_decoding(model, engine, predictors, sources, max_length=60, seed=3).disagreements > 0
@@ -283,7 +284,7 @@ def test_a_bundle_with_a_wrong_predictor_is_not_written(
 
     def write(model: Seq2Seq, folder: Path) -> dict[str, Predictor]:
         predictors = original(model, folder)
-        right = predictors["multinomial"]
+        right = linear(predictors["multinomial"])
         predictors["multinomial"] = DepthClassifier(right.weight, right.bias[::-1].copy())
         return predictors
 
