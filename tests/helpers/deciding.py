@@ -43,19 +43,27 @@ def deciding_policies(translator: Translator, texts: Sequence[str]) -> dict[str,
             policies |= _thresholds(entry.name, np.concatenate(signals))
         else:
             cumulative = np.concatenate([np.atleast_2d(signal) for signal in signals]).cumsum(axis=-1)
-            policies[entry.name] = f"{entry.name}:{np.median(cumulative[:, 1]):.4f}"
+            policies[entry.name] = f"{entry.name}:{_amid(cumulative[:, 1])}"
             policies[f"{entry.name} at once"] = entry.name
     return policies | _thresholds(CONFIDENCE, np.concatenate([probe.confidence[:, :-1] for probe in probes]))
 
 
 def _thresholds(name: str, signals: np.ndarray) -> dict[str, str]:
-    """Medians of blocks 1 to 3, of signals (tokens, 3)."""
-    medians = [f"{median:.4f}" for median in np.median(signals, axis=0)]
+    """Of signals (tokens, 3) at blocks 1 to 3."""
+    values = [_amid(of_block) for of_block in signals.T]
     return {
-        name: f"{name}:{medians[0]}",
-        f"{name} by block": f"{name}:{','.join(medians)}",
-        f"{name} at 1 and 3": f"{name}:{medians[0]},{medians[2]}@1,3",
+        name: f"{name}:{values[0]}",
+        f"{name} by block": f"{name}:{','.join(values)}",
+        f"{name} at 1 and 3": f"{name}:{values[0]},{values[2]}@1,3",
     }
+
+
+def _amid(signals: np.ndarray) -> str:
+    """The middle of the widest gap among the middle fifth: about half lies on either side, and nothing close to it."""
+    ordered = np.sort(signals)
+    middle = ordered[int(0.4 * len(ordered)) : int(0.6 * len(ordered)) + 2]
+    widest = int(np.diff(middle).argmax())
+    return f"{(middle[widest] + middle[widest + 1]) / 2:.5f}"
 
 
 def shifted(policy: str) -> str:
