@@ -35,9 +35,9 @@ PARTS = {
     "predictors": [],
     "forcing": [],
     "joint": [],
-    "mixed": ["mixed_1", "mixed_3", "mixed_6"],
     "weights": ["weights_n", "weights_sqrt_n", "weights_inverse_sqrt_n", "weights_inverse_n"],
     "gradients": ["gamma_0.3", "gamma_0.5"],
+    "mixed": ["mixed_1", "mixed_3", "mixed_6"],
     "more_gradients": ["gamma_0.7", "gamma_0.9", "gamma_1.1"],
 }
 """Parts in the order in which they run, and the trunks of each; the others go on from the aligned trunk."""

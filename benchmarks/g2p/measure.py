@@ -187,7 +187,7 @@ def edgeseq(*arguments: str) -> str:
 @click.option("--seeds", type=CommaList(), default="1,2,3", show_default=True)
 @click.option("--decoders", type=CommaList(grid.DECODERS), default=",".join(grid.DECODERS), show_default=True)
 @click.option("--parts", type=CommaList(grid.PARTS), default=",".join(grid.PARTS), show_default=True)
-@click.option("--epochs", type=float, default=4.0, show_default=True, help="Of every trunk.")
+@click.option("--epochs", type=float, default=3.0, show_default=True, help="Of every trunk.")
 @click.option("--set", "settings", multiple=True, metavar="KEY=VALUE", help="Override for all runs, as for train.")
 def main(
     data: Path,
