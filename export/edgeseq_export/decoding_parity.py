@@ -218,6 +218,8 @@ class _Told:
             for name, logits in self._halting.items():
                 predictor = predictors[name]
                 assert isinstance(predictor, HaltingUnits)
+                if not predictor.weight[predictor.unit(block)].any():
+                    continue  # of a block that its oracle never chose: it says the same of all tokens, a tie if 0
                 expected = logits[real, position, block - 1]
                 found = predictor.logits(block, exit_states)[kept].astype(np.float64)
                 count.add(expected > 0, found > 0, np.abs(expected))
