@@ -32,6 +32,7 @@ from torch_oracle import TIE_MARGIN, Count, Decoded, TorchPolicy, compare_forced
 MAX_LENGTH = 14
 SENTENCES = 20
 MAX_TIE_SHARE = 0.001
+MAX_TIES = 3  # in a few hundred decisions, where one is more than the share already
 BEAMS = [BeamOptions(size=4, n_best=4), BeamOptions(size=3, length_penalty=0.6, min_length=5, no_repeat_ngram=2)]
 BEAM_SENTENCES = 8
 # A beam whose continuations tie in float32 may keep another one, and end elsewhere: one sentence, at most.
@@ -127,7 +128,7 @@ def test_along_the_oracles_tokens_and_depths_all_decisions_agree(name: str, both
     count = force(both, policy, decode_with_torch(both, policy))
     print(f"{policy}: {count}")
     assert count.disagreements == 0
-    assert count.ties <= max(1, MAX_TIE_SHARE * count.decisions)
+    assert count.ties <= max(MAX_TIES, MAX_TIE_SHARE * count.decisions)
     assert count.tokens == sum(len(tokens) for tokens, _ in decode_with_torch(both, policy))
 
 
@@ -142,7 +143,7 @@ def test_along_random_depths_all_decisions_agree(name: str, both: Both) -> None:
     ]
     count = force(both, policy, decoded)
     assert count.disagreements == 0
-    assert count.ties <= max(1, MAX_TIE_SHARE * count.decisions)
+    assert count.ties <= max(MAX_TIES, MAX_TIE_SHARE * count.decisions)
 
 
 @pytest.mark.parametrize("name", DECIDING)
