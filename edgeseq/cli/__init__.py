@@ -25,7 +25,7 @@ COMMANDS = {
     "translate": "Translate text, one line out per line in.",
     "evaluate": "Measure a bundle's quality, depth and speed on a test set.",
     "calibrate": "Find a bundle's fastest depth policies on this machine.",
-    "report": "Write a page about a bundle: quality, depth, time, tinted sentences.",
+    "report": "Show quality, depth and time of a bundle on one page.",
     "inspect": "Show what a bundle holds.",
 }
 """Each command with the line that describes it in ``edgeseq --help``."""

@@ -29,7 +29,9 @@ SETTINGS = TranslationSettings(
 
 @pytest.fixture(scope="module")
 def teacher(tmp_path_factory: pytest.TempPathFactory) -> Translator:
-    return Translator(write_tiny_bundle(tmp_path_factory.mktemp("teacher") / "bundle"), depth="full", device="cpu")
+    return Translator(
+        write_tiny_bundle(tmp_path_factory.mktemp("teacher") / "bundle", seed=2), depth="full", device="cpu"
+    )
 
 
 @pytest.fixture

@@ -58,7 +58,7 @@ def test_choices_and_confidence_are_those_of_each_exit(probes: list[Probe]) -> N
         logits[..., [PAD_ID, BOS_ID]] = -torch.inf
         best = logits.topk(2).values
         clear = (best[..., 0] - best[..., 1] > 1e-4).numpy()
-        assert clear.mean() > 0.99
+        assert clear.mean() > 0.95
         assert (probe.choices == logits.argmax(-1).numpy())[clear].all()
         others += int((probe.choices != probe.choices[:, -1:]).sum())
     assert others, "exits that all agree tell nothing apart"
