@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 
 import click
 
+from edgeseq.cli.options import device_option, threads_option
 from edgeseq.cli.streams import log_to_stderr
 
 if TYPE_CHECKING:
@@ -60,14 +61,8 @@ _LEVEL = click.FloatRange(min=0, max=1, min_open=True, max_open=True)
 @click.option(
     "--batch-size", type=_COUNT, default=32, show_default=True, help="Sentences decoded together, when timing."
 )
-@click.option("--threads", type=_COUNT, default=1, show_default=True, help="Threads of each computation.")
-@click.option(
-    "--device",
-    type=click.Choice(["auto", "cpu", "cuda"]),
-    default="auto",
-    show_default=True,
-    help="Where to compute; auto takes CUDA where the installed onnxruntime has it.",
-)
+@threads_option
+@device_option
 @click.option("--seed", type=int, default=0, show_default=True, help="Of the proposals, and of parting the text.")
 def command(
     model: str,

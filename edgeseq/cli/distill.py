@@ -8,6 +8,7 @@ from typing import Literal
 import click
 
 from edgeseq.cli.configuration import FILE, configuration_options, limit_kernel_cache, resolve_config
+from edgeseq.cli.options import length_penalty_option
 from edgeseq.cli.streams import log_to_stderr
 
 _NAME_DIGITS = 12
@@ -43,14 +44,7 @@ _NAME_DIGITS = 12
     metavar="N",
     help="Hypotheses per line to select from, at most the beam size.",
 )
-@click.option(
-    "--length-penalty",
-    type=click.FloatRange(min=0),
-    default=1.0,
-    show_default=True,
-    metavar="A",
-    help="Hypotheses are ranked by log-probability / length ** A.",
-)
+@length_penalty_option
 @click.option(
     "--select",
     type=click.Choice(["best", "closest"]),

@@ -9,6 +9,8 @@ from typing import TYPE_CHECKING
 
 import click
 
+from edgeseq.cli.options import device_option, threads_option
+
 if TYPE_CHECKING:
     from edgeseq.evaluation.policies import PolicyErrorRates, PolicyResult
     from edgeseq_runtime import Translator
@@ -39,16 +41,8 @@ _FILE = click.Path(path_type=Path)
 @click.option(
     "--batch-size", type=click.IntRange(min=1), default=32, show_default=True, help="Sentences decoded together."
 )
-@click.option(
-    "--threads", type=click.IntRange(min=1), default=1, show_default=True, help="Threads of each computation."
-)
-@click.option(
-    "--device",
-    type=click.Choice(["auto", "cpu", "cuda"]),
-    default="auto",
-    show_default=True,
-    help="Where to compute; auto takes CUDA where the installed onnxruntime has it.",
-)
+@threads_option
+@device_option
 def command(
     model: str,
     src: Path,

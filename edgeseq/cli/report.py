@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING
 
 import click
 
+from edgeseq.cli.options import device_option, threads_option
 from edgeseq.cli.streams import log_to_stderr
 
 if TYPE_CHECKING:
@@ -46,14 +47,8 @@ _COUNT = click.IntRange(min=1)
     help="Sentences to browse, some of them of extreme depth.",
 )
 @click.option("--batch-size", type=_COUNT, default=32, show_default=True, help="Sentences decoded together.")
-@click.option("--threads", type=_COUNT, default=1, show_default=True, help="Threads of each computation.")
-@click.option(
-    "--device",
-    type=click.Choice(["auto", "cpu", "cuda"]),
-    default="auto",
-    show_default=True,
-    help="Where to compute; auto takes CUDA where the installed onnxruntime has it.",
-)
+@threads_option
+@device_option
 def command(
     bundle: str,
     src: Path,

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING
 import click
 
 from edgeseq.cli.depth_view import DepthView, output_takes_colours, takes_colours
+from edgeseq.cli.options import device_option, length_penalty_option, threads_option
 from edgeseq.cli.streams import STANDARD, LenientLines, open_output, warn
 
 if TYPE_CHECKING:
@@ -41,8 +42,8 @@ INPUT_REPAIRED = 2
     "--depth",
     metavar="POLICY",
     help="How many decoder blocks a token uses: full, a number, adaptive (the bundle's operating "
-    "point), adaptive:NAME, halting:TAU, or halting:TAU@1,2 to stop after some blocks only. Default: "
-    "adaptive where the bundle has it, else full.",
+    "point), adaptive:NAME, or a predictor of the bundle such as halting:0.9 (edgeseq inspect lists "
+    "them). Default: adaptive where the bundle has it, else full.",
 )
 @click.option(
     "--batch-size",
@@ -53,21 +54,8 @@ INPUT_REPAIRED = 2
     help="Sentences decoded together; lines are read ahead to batch similar lengths. With 1, each "
     "line is answered before the next is read.",
 )
-@click.option(
-    "--threads",
-    type=click.IntRange(min=1),
-    default=1,
-    show_default=True,
-    metavar="N",
-    help="Threads of each computation.",
-)
-@click.option(
-    "--device",
-    type=click.Choice(["auto", "cpu", "cuda"]),
-    default="auto",
-    show_default=True,
-    help="Where to compute; auto takes CUDA where the installed onnxruntime has it.",
-)
+@threads_option
+@device_option
 @click.option(
     "--max-length",
     type=click.IntRange(min=1),
@@ -82,14 +70,7 @@ INPUT_REPAIRED = 2
     metavar="N",
     help="Hypotheses kept per sentence; 1 is greedy search.",
 )
-@click.option(
-    "--length-penalty",
-    type=click.FloatRange(min=0),
-    default=1.0,
-    show_default=True,
-    metavar="A",
-    help="Hypotheses are ranked by log-probability / length ** A.",
-)
+@length_penalty_option
 @click.option(
     "--n-best",
     type=click.IntRange(min=1),

@@ -294,7 +294,7 @@ class Manifest(_Record):
 
     Attributes:
         created: ISO date of the export.
-        predictors: Those that depth policies can name; the first is the one meant where none is.
+        predictors: Those that depth policies can name.
         operating_points: Named depth policies, measured; "default" is what ``adaptive`` means.
         quality: Validation results of fixed depths (and of policies, if measured).
     """

@@ -1,0 +1,29 @@
+"""Options that several commands have, and that mean the same in each."""
+
+from __future__ import annotations
+
+import click
+
+threads_option = click.option(
+    "--threads",
+    type=click.IntRange(min=1),
+    default=1,
+    show_default=True,
+    metavar="N",
+    help="Threads of each computation.",
+)
+device_option = click.option(
+    "--device",
+    type=click.Choice(["auto", "cpu", "cuda"]),
+    default="auto",
+    show_default=True,
+    help="Where to compute; auto takes CUDA where the installed onnxruntime has it.",
+)
+length_penalty_option = click.option(
+    "--length-penalty",
+    type=click.FloatRange(min=0),
+    default=1.0,
+    show_default=True,
+    metavar="A",
+    help="Hypotheses are ranked by log-probability / length ** A.",
+)
