@@ -153,7 +153,7 @@ class Engine:
         self._check_step(state, tokens, depths)
         if state.layout.grows:
             state.fit_rings()
-        places = StepPlaces(state.layout, state.positions)
+        places = state.begin_step()
         feed: dict[str, AnyArray] = {
             "tokens": np.ascontiguousarray(tokens),
             "position_vectors": self._sinusoids.take(state.positions),
@@ -213,10 +213,9 @@ class Engine:
             free = depths == 0
             limits = np.where(free, limits, depths)
         heads = StepLogits(state.exit_states, self._classify, tied=self._tied)
-        visits = []
+        used = np.full(state.rows, self.full_depth, dtype=np.int64)
         for block in range(1, self.full_depth + 1):
             self._run_block(state, block, places)
-            visits.append(places.active)
             if block == self.full_depth:
                 break
             logits = None
@@ -225,18 +224,19 @@ class Engine:
                 logits = heads.classify(block, exit_states) if policy.reads_logits else None
                 planned = np.minimum(limits, policy.plan(block, exit_states, logits))
                 limits = planned if free is None else np.where(free, planned, limits)
-            stays = limits > block
-            going = stays.nonzero()[0]
-            if len(going) == len(limits):
+            if limits.min() > block:
                 continue
+            stays = limits > block
+            used[places.active[~stays]] = block
+            state.skip_blocks_above(block)
             if logits is not None:
                 heads.keep(places.active, logits, ~stays)
+            going = stays.nonzero()[0]
             if not len(going):
                 break
             places.narrow(going)
             limits = limits.take(going)
             free = None if free is None else free.take(going)
-        used = np.bincount(np.concatenate(visits), minlength=state.rows)
         return Step(heads.finish(used), used)
 
     def _run_block(self, state: DecoderState, block: int, places: StepPlaces) -> None:
@@ -244,13 +244,15 @@ class Engine:
         past = state.blocks[block - 1]
         if past.cross is None or not past.all_entered:
             past.cross = self._enter(state, block, places.active)
-        indices = places.block_indices(state.layout.ring_sizes[block - 1], past.filled)
+        indices = places.block_indices(state.layout.ring_sizes[block - 1], past.filled if past.behind else None)
         key, value = past.cross
         self._bound(state, "block", block).run(
             {"states": state.states, "exit_states": state.exit_states, **past.tensors},
             {"cross_key": key, "cross_value": value, "source_bias": state.source_bias, **indices},
         )
         past.filled[places.active] = places.next_positions
+        if past.behind and len(places.active) == state.rows:
+            past.behind = False
 
     def _enter(self, state: DecoderState, block: int, active: IntArray) -> tuple[FloatArray, FloatArray]:
         """Compute source keys and values of the active rows that enter a block a first time.

@@ -179,6 +179,8 @@ _READERS: dict[str, Callable[[int], Callable[[int, IntArray], AnyArray]]] = {
 class StepPlaces:
     """Places of one step, for the rows that are still going up. Starts with all rows.
 
+    What is given for all rows lies in the same arrays at every step: graphs stay bound to them.
+
     Attributes:
         active: (n,), the rows that are still going up, in order.
         positions: (n,), their current positions.
@@ -194,24 +196,37 @@ class StepPlaces:
             positions: (R,), current position of each row of the batch.
         """
         self._layout = layout
-        self._all_positions = positions
+        self._rows = np.arange(len(positions))
+        self._active_rows = self._rows.reshape(-1, 1)
+        self._first_cells = self._rows * layout.reach
+        self._own_cells = np.empty((len(positions), 1), dtype=np.int64)
+        self._read_cells = self._own_cells.reshape(-1)
         # By ring size: of all rows, and of the active ones.
         self._rings: dict[int, tuple[IntArray, AnyArray]] = {}
         self._active_rings: dict[int, tuple[IntArray, AnyArray]] = {}
-        rows = np.arange(len(positions))
-        self._take(np.stack((rows, positions, rows * layout.reach + positions % layout.reach, positions + 1)))
+        self.begin(positions)
 
-    def _take(self, table: IntArray) -> None:
-        self._table = table  # one array, so that narrowing is one operation
-        self.active, self.positions, own_cells, self.next_positions = table
-        self.own_cells = own_cells.reshape(-1, 1)
+    def begin(self, positions: IntArray) -> None:
+        """Start another step of the same rows, at ``positions`` (R,)."""
+        np.add(self._first_cells, positions % self._layout.reach, out=self._read_cells)
+        self._all_positions = positions
+        self._active_rings.clear()
+        self.active, self.positions, self.own_cells = self._rows, positions, self._own_cells
+        self.next_positions = positions + 1
+        self._whole = True
 
     def narrow(self, going: IntArray) -> None:
         """Go on with some of the active rows: those at the places ``going``, (m,)."""
-        self._take(self._table.take(going, axis=1))
+        if self._whole:
+            # One array, so that narrowing is one operation.
+            self._table = np.stack((self.active, self.positions, self._read_cells, self.next_positions))
+            self._whole = False
+        self._table = self._table.take(going, axis=1)
+        self.active, self.positions, own_cells, self.next_positions = self._table
+        self.own_cells = own_cells.reshape(-1, 1)
         self._active_rings.clear()
 
-    def block_indices(self, size: int, filled: IntArray) -> dict[str, AnyArray]:
+    def block_indices(self, size: int, filled: IntArray | None) -> dict[str, AnyArray]:
         """Give what a block's graph is told of places, by the names of its inputs.
 
         A row's positions since it last ran the block are pending: they have no columns yet. The
@@ -219,32 +234,49 @@ class StepPlaces:
 
         Args:
             size: Cells of one of the block's rings.
-            filled: (R,), for each row the first position that has no column in the block yet.
+            filled: (R,), for each row the first position that has no column in the block yet; None
+                where nothing is pending.
         """
         columns, places = self._rings_of_active(size)
-        read, written = [self.own_cells.reshape(-1)], [columns]
-        gaps = self.positions - filled.take(self.active)
-        behind = gaps.nonzero()[0].tolist()
-        for index in behind:
-            row, position = self.active.item(index), self.positions.item(index)
-            cells, columns = self._layout.catch_up(size, row, position, gaps.item(index))
-            read.append(cells)
-            written.append(columns)
+        behind: list[int] = []
+        if filled is not None:
+            gaps = self.positions - filled.take(self.active)
+            behind = gaps.nonzero()[0].tolist()
+        read_cells = self._read_cells if self._whole else self.own_cells.reshape(-1)
+        if behind:
+            read, written = [read_cells], [columns]
+            for index in behind:
+                row, position = self.active.item(index), self.positions.item(index)
+                cells, late = self._layout.catch_up(size, row, position, gaps.item(index))
+                read.append(cells)
+                written.append(late)
+            read_cells, columns = np.concatenate(read), np.concatenate(written)
         return {
-            "active_rows": self.active.reshape(-1, 1),
+            "active_rows": self._active_rows if self._whole else self.active.reshape(-1, 1),
             "own_cells": self.own_cells,
-            "read_cells": np.concatenate(read) if behind else read[0],
-            "written_columns": np.concatenate(written) if behind else written[0],
+            "read_cells": read_cells,
+            "written_columns": columns,
             self._layout.places: places,
         }
 
     def _rings_of_active(self, size: int) -> tuple[IntArray, AnyArray]:
         """Cells of the active rows' new columns (n · H, 1), and what lies in the places of their rings (n, ...)."""
-        if size not in self._active_rings:
-            if size not in self._rings:
-                self._rings[size] = self._layout.rings(size, self._all_positions)
-            columns, places = self._rings[size]
-            if len(self.active) < len(columns):
-                columns, places = columns.take(self.active, axis=0), places.take(self.active, axis=0)
-            self._active_rings[size] = columns.reshape(-1, 1), places
-        return self._active_rings[size]
+        found = self._active_rings.get(size)
+        if found is None:
+            found = columns, places = self._rings_of_all(size)
+            if not self._whole:
+                columns = columns.reshape(len(self._rows), -1).take(self.active, axis=0).reshape(-1, 1)
+                found = columns, places.take(self.active, axis=0)
+            self._active_rings[size] = found
+        return found
+
+    def _rings_of_all(self, size: int) -> tuple[IntArray, AnyArray]:
+        """The same of all rows."""
+        columns, places = self._layout.rings(size, self._all_positions)
+        if size not in self._rings:
+            self._rings[size] = columns.reshape(-1, 1).copy(), places.copy()
+        else:
+            held_columns, held_places = self._rings[size]
+            np.copyto(held_columns, columns.reshape(-1, 1))
+            np.copyto(held_places, places)
+        return self._rings[size]

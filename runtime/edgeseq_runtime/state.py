@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 
 from edgeseq_runtime.arrays import BoolArray, FloatArray, IntArray
-from edgeseq_runtime.places import Layout
+from edgeseq_runtime.places import Layout, StepPlaces
 from edgeseq_runtime.policy import DepthPolicy
 from edgeseq_runtime.sessions import BoundGraph
 
@@ -32,6 +32,7 @@ class BlockState:
         tensors: What is kept of earlier positions, by the names of the graph's inputs:
             (R · H · C, d/H), per row and head a ring of C cells; zeros before the start.
         filled: (R,), first position of each row that has no column yet.
+        behind: Whether that may be a position before the current one, of any row.
         entered: (R,), rows whose source keys and values are there.
         all_entered: Whether ``entered`` is all True.
         cross: Keys (R, H, d/H, S) and values (R, H, S, d/H) of the source; None until a row enters.
@@ -40,6 +41,7 @@ class BlockState:
     tensors: dict[str, FloatArray]
     filled: IntArray
     entered: BoolArray
+    behind: bool = False
     all_entered: bool = False
     cross: tuple[FloatArray, FloatArray] | None = None
 
@@ -107,6 +109,7 @@ class DecoderState:
         exit_states: (R, d), what the exit heads read of each row's newest token.
         blocks: State of each decoder block, from block 1.
         bound: Graphs bound to the arrays above, made as they are needed.
+        places: Of the newest step; None where rows or rings have changed since.
     """
 
     layout: Layout
@@ -121,6 +124,7 @@ class DecoderState:
     exit_states: FloatArray
     blocks: list[BlockState]
     bound: dict[tuple[str, int | None], BoundGraph] = field(default_factory=dict)
+    places: StepPlaces | None = None
 
     @classmethod
     def before_start(
@@ -154,12 +158,27 @@ class DecoderState:
         """Number of hypotheses."""
         return len(self.lengths)
 
+    def begin_step(self) -> StepPlaces:
+        """Places of a step at the rows' current positions."""
+        if self.places is None:
+            self.places = StepPlaces(self.layout, self.positions)
+        else:
+            self.places.begin(self.positions)
+        return self.places
+
+    def skip_blocks_above(self, block: int) -> None:
+        """Note that some row stops after a block, and leaves a position without columns in all above."""
+        for past in self.blocks[block:]:
+            past.behind = True
+
     def select(self, rows: IntArray) -> None:
         """Keep, repeat and reorder hypotheses.
 
         Args:
             rows: For each row from now on, the row it continues.
         """
+        if len(rows) != self.rows:
+            self.places = None
         self.states = _select_cells(self.states, self.rows, rows)
         self.exit_states = self.exit_states.take(rows, axis=0)
         self.positions = self.positions[rows]
@@ -176,6 +195,7 @@ class DecoderState:
         if new is old:
             return
         self.layout = new
+        self.places = None
         self.states = _resize_rings(self.states, old.reach, new.reach)
         for block, size, new_size in zip(self.blocks, old.ring_sizes, new.ring_sizes, strict=True):
             if size != new_size:

@@ -191,7 +191,9 @@ def _change_filled(
     """Mislead the places about which columns there are."""
     original = StepPlaces.block_indices
 
-    def indices(self: StepPlaces, kernel_size: int, filled: np.ndarray) -> dict[str, np.ndarray]:
+    def indices(self: StepPlaces, kernel_size: int, filled: np.ndarray | None) -> dict[str, np.ndarray]:
+        if filled is None:
+            return original(self, kernel_size, filled)
         claimed = change(self._all_positions, filled, kernel_size)
         return original(self, kernel_size, np.minimum(claimed, self._all_positions))
 
@@ -202,7 +204,7 @@ def break_places(monkeypatch: pytest.MonkeyPatch) -> None:
     """Read each ring one place further on than where the current position lies."""
     original = StepPlaces.block_indices
 
-    def indices(self: StepPlaces, kernel_size: int, filled: np.ndarray) -> dict[str, np.ndarray]:
+    def indices(self: StepPlaces, kernel_size: int, filled: np.ndarray | None) -> dict[str, np.ndarray]:
         found = original(self, kernel_size, filled)
         return found | {
             name: np.roll(found[name], 1, axis=-1) for name in ("tap_places", "place_bias") if name in found
@@ -380,7 +382,7 @@ def test_backfill_is_lazy_and_bounded(plain: Case, monkeypatch: pytest.MonkeyPat
     original = StepPlaces.block_indices
     reads: list[int] = []
 
-    def indices(self: StepPlaces, kernel_size: int, filled: np.ndarray) -> dict[str, np.ndarray]:
+    def indices(self: StepPlaces, kernel_size: int, filled: np.ndarray | None) -> dict[str, np.ndarray]:
         found = original(self, kernel_size, filled)
         reads.append(len(found["read_cells"]) - len(self.active))
         return found
