@@ -115,7 +115,7 @@ class ConvolutionBlockGraph(BlockGraph):
         """The columns of the last K - 1 positions, in the order of their taps, (n, K - 1, D)."""
         del own_places  # the taps' own order says where the newest column goes
         (ring,) = rings
-        return (_in_order(ring, places.argsort(-1))[:, :-1],)
+        return (_in_order(ring, places[:, 0, :, 0].argsort(-1))[:, :-1],)
 
 
 class AttentionBlockGraph(BlockGraph):

@@ -134,20 +134,27 @@ def _columns(writer: GraphWriter, unit: ConvolutionUnit, x: str) -> str:
     return writer.add("Mul", value, writer.add("Sigmoid", gate))
 
 
-def _taps(writer: GraphWriter, convolution: LightweightConv | DynamicConv, columns: str) -> str:
-    """Adds the normalised taps: (rows · H, K) if dynamic, (H, K) if lightweight."""
-    kernel_size = convolution.kernel_size
-    if isinstance(convolution, LightweightConv):
-        weight = convolution.weight
-        normal = (
-            torch.softmax(weight, dim=-1) if convolution.normalization == "softmax" else F.normalize(weight, dim=-1)
-        )
-        return writer.constant(normal)
-    raw = writer.reshape(writer.linear(columns, convolution.tap_projection), -1, kernel_size)
+def _raw_taps(writer: GraphWriter, convolution: DynamicConv, columns: str, *shape: int) -> str:
+    """Adds the taps of a dynamic convolution as they are predicted, not yet normalised: (rows, ...)."""
+    return writer.reshape(writer.linear(columns, convolution.tap_projection), -1, *shape)
+
+
+def _normalise_taps(writer: GraphWriter, convolution: DynamicConv, taps: str) -> str:
+    """Adds their normalisation over the last axis."""
     if convolution.normalization == "softmax":
-        return writer.add("Softmax", raw, axis=-1)
-    length = writer.add("ReduceL2", raw, writer.integers(-1), keepdims=1)
-    return writer.add("Div", raw, writer.add("Max", length, writer.scalar(1e-12)))
+        return writer.add("Softmax", taps, axis=-1)
+    length = writer.add("ReduceL2", taps, writer.integers(-1), keepdims=1)
+    return writer.add("Div", taps, writer.add("Max", length, writer.scalar(1e-12)))
+
+
+def _fixed_taps(writer: GraphWriter, convolution: LightweightConv, *shape: int) -> str:
+    """Adds the normalised taps of a lightweight convolution."""
+    weight = convolution.weight
+    if convolution.normalization == "softmax":
+        normal = torch.softmax(weight, dim=-1)
+    else:
+        normal = F.normalize(weight, dim=-1)
+    return writer.constant(normal.view(shape))
 
 
 def _convolve_rings(writer: GraphWriter, unit: ConvolutionUnit, read: str) -> str:
@@ -156,13 +163,14 @@ def _convolve_rings(writer: GraphWriter, unit: ConvolutionUnit, read: str) -> st
     heads, kernel_size, dim = convolution.heads, convolution.kernel_size, convolution.dim
     columns = _columns(writer, unit, read)
     _write_columns(writer, "columns", columns, dim // heads)
-    taps = writer.reshape(_taps(writer, convolution, columns), -1, heads, kernel_size)
+    shape = (1, heads, 1, kernel_size)
     if isinstance(convolution, LightweightConv):
-        taps = writer.add("Expand", taps, writer.add("Shape", "tap_places"))
-    taps = writer.add("GatherElements", taps, "tap_places", axis=2)
-    taps = writer.reshape(taps, -1, heads, 1, kernel_size)
-    rings = _of_active_rows(writer, writer.reshape("next_columns", -1, kernel_size * dim))
-    rings = writer.reshape(rings, -1, heads, kernel_size, dim // heads)
+        taps = writer.add("Expand", _fixed_taps(writer, convolution, 1, *shape), writer.add("Shape", "tap_places"))
+        taps = writer.add("GatherElements", taps, "tap_places", axis=4)
+    else:
+        taps = writer.add("GatherElements", _raw_taps(writer, convolution, columns, *shape), "tap_places", axis=4)
+        taps = _normalise_taps(writer, convolution, taps)
+    rings = _of_active_rows(writer, writer.reshape("next_columns", -1, heads, kernel_size, dim // heads))
     mixed = writer.reshape(writer.add("MatMul", taps, rings), -1, dim)
     return writer.linear(mixed, unit.out_projection)
 
@@ -291,13 +299,14 @@ class _EncoderWriter:
         writer, length = self._writer, self._length
         heads, kernel_size, dim = convolution.heads, convolution.kernel_size, convolution.dim
         left = writer.integers(kernel_size // 2)
-        taps = _taps(writer, convolution, columns)
         if isinstance(convolution, LightweightConv):
             shape = writer.add("Concat", writer.integers(1, heads), length, writer.integers(kernel_size), axis=0)
-            taps = writer.add("Expand", writer.reshape(taps, 1, heads, 1, kernel_size), shape)
+            taps = writer.add("Expand", _fixed_taps(writer, convolution, 1, heads, 1, kernel_size), shape)
         else:
+            raw = _raw_taps(writer, convolution, columns, heads, kernel_size)  # (R · S, H, K)
             shape = writer.add("Concat", writer.integers(-1), length, writer.integers(heads, kernel_size), axis=0)
-            taps = writer.add("Transpose", writer.add("Reshape", taps, shape), perm=[0, 2, 1, 3])
+            taps = writer.add("Reshape", _normalise_taps(writer, convolution, raw), shape)
+            taps = writer.add("Transpose", taps, perm=[0, 2, 1, 3])
         padded = writer.add("Pad", taps, writer.add("Concat", writer.integers(*[0] * 7), length, axis=0))
         width = writer.add("Add", length, writer.integers(kernel_size - 1))
         flat = self._cut(writer.reshape(padded, 0, 0, -1), writer.integers(0), writer.add("Mul", length, width), axis=2)

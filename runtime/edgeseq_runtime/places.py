@@ -138,7 +138,7 @@ class Layout:
 
 
 class _TapPlaces:
-    """The tap that reads each place of a convolution's ring: (R, H, K)."""
+    """The tap that reads each place of a convolution's ring: (R, 1, H, 1, K)."""
 
     def __init__(self, heads: int) -> None:
         self._heads = heads
@@ -153,7 +153,7 @@ class _TapPlaces:
         """By the place of the current position, which the last tap reads, as the one before reads the place before."""
         places = np.arange(kernel_size)
         orders = (places - places[:, None] - 1) % kernel_size  # (current place, place)
-        return np.repeat(orders[:, None], self._heads, axis=1)
+        return np.repeat(orders.reshape(kernel_size, 1, 1, 1, kernel_size), self._heads, axis=2)
 
 
 class _PlaceBias:

@@ -133,7 +133,7 @@ def _block(model: ModelFacts, block: int, reach: int) -> GraphSignature:
     column_dim = model.dim // model.mixer_heads
     kept = mixer_state(model)
     places = {
-        "tap_places": _index("tap_places", "active", model.mixer_heads, reach),
+        "tap_places": _index("tap_places", "active", 1, model.mixer_heads, 1, reach),
         "place_bias": _tensor("place_bias", "active", 1, 1, 1, reach or "places"),
     }
     return GraphSignature(

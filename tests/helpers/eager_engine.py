@@ -58,7 +58,7 @@ class EagerEngine(Engine):
         places: dict[str, AnyArray] = (
             {"place_bias": np.zeros((len(rows), 1, 1, 1, size), dtype=np.float32)}
             if facts.mixer == "attention"
-            else {"tap_places": np.zeros((len(rows), heads, size), dtype=np.int64)}
+            else {"tap_places": np.zeros((len(rows), 1, heads, 1, size), dtype=np.int64)}
         )
         feed: dict[str, AnyArray] = {
             "states": state.states,

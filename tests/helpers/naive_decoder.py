@@ -95,11 +95,11 @@ class NaiveDecoder:
         size = self._model.decoder_reaches[block - 1] or 4 * (len(past) // 4 + 1)
         # The order in which a ring's products are summed is a matter of bits, so position p has its place here too.
         rings = [np.zeros((heads, size, dim // heads), dtype=np.float32) for _ in names]
-        order = np.zeros((1, heads, size), dtype=np.int64)
+        order = np.zeros((1, 1, heads, 1, size), dtype=np.int64)
         unread = np.full((1, 1, 1, 1, size), -np.inf, dtype=np.float32)
         for tap in range(size):
             position = len(past) - (size - 1) + tap
-            order[:, :, position % size] = tap
+            order[..., position % size] = tap
             if position >= 0:
                 unread[..., position % size] = 0
             if 0 <= position < len(past):

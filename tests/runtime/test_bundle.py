@@ -149,9 +149,9 @@ def test_signatures_of_another_model_are_refused_by_graph(bundle: Path) -> None:
     assert "manifest.json lists graphs that do not fit its model (3 problems):" in message
     assert "  encoder.onnx: is the encoder of block 1, expected the encoder of block None" in message
     assert "  block_3.onnx: inputs are states float32['cells', 16], exit_states" in message
-    assert "tap_places int64['active', 4, 1]; expected states" in message
-    assert "tap_places int64['active', 4, 3]" in message
-    assert "tap_places int64['active', 4, 9]" in message
+    assert "tap_places int64['active', 1, 4, 1, 1]; expected states" in message
+    assert "tap_places int64['active', 1, 4, 1, 3]" in message
+    assert "tap_places int64['active', 1, 4, 1, 9]" in message
 
 
 def test_missing_and_additional_blocks_are_named(bundle: Path) -> None:

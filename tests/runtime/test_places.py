@@ -113,7 +113,7 @@ class Simulation:
             self.filled[block][row] = self.positions[row] + 1
         self.catches_up += len(pending)
         if "tap_places" in indices:
-            self._check_taps(block, size, active, indices["tap_places"])
+            self._check_taps(block, size, active, indices["tap_places"][:, 0, :, 0])
         else:
             self._check_bias(block, size, active, indices["place_bias"])
 
@@ -154,8 +154,8 @@ class Simulation:
 
 def check_form(indices: Indices) -> None:
     """What a graph is bound to: contiguous, of the signature's types and ranks."""
-    ranks = {"active_rows": 2, "own_cells": 2, "read_cells": 1, "written_columns": 2}
-    ranks |= {"tap_places": 3} if "tap_places" in indices else {"place_bias": 5}
+    places = "tap_places" if "tap_places" in indices else "place_bias"
+    ranks = {"active_rows": 2, "own_cells": 2, "read_cells": 1, "written_columns": 2, places: 5}
     assert {name: index.ndim for name, index in indices.items()} == ranks
     for name, index in indices.items():
         assert index.dtype == (np.float32 if name == "place_bias" else np.int64)
@@ -260,14 +260,14 @@ def test_long_absence_is_caught_up_with_as_far_as_the_convolution_reaches() -> N
     assert indices["read_cells"].tolist() == [9, 5 + 2, 5 + 3]
     # Row 1 has the cells from 6: of head 0 from 6, of head 1 from 9.
     assert indices["written_columns"][:, 0].tolist() == [6 + 0, 9 + 0, 6 + 1, 9 + 1, 6 + 2, 9 + 2]
-    assert indices["tap_places"].tolist() == [[[2, 0, 1]] * 2]
+    assert indices["tap_places"].tolist() == [[[[[2, 0, 1]]] * 2]]
 
 
 def test_one_tap_needs_nothing_of_the_past() -> None:
     layout = layout_of([3, 1])
     indices = StepPlaces(layout, np.array([7])).block_indices(1, np.array([0]))
     assert indices["read_cells"].tolist() == [7 % 3]
-    assert indices["tap_places"].tolist() == [[[0]] * HEADS]
+    assert indices["tap_places"].tolist() == [[[[[0]]] * HEADS]]
 
 
 Break = Callable[[pytest.MonkeyPatch, Layout], None]

@@ -39,7 +39,7 @@ def test_block_takes_state_and_places() -> None:
         "own_cells": ["active", 1],
         "read_cells": ["read"],
         "written_columns": ["written", 1],
-        "tap_places": ["active", 4, 7],
+        "tap_places": ["active", 1, 4, 1, 7],
     }
     assert [tensor.name for tensor in block.outputs] == ["next_states", "next_exit_states", "next_columns"]
 
@@ -81,7 +81,7 @@ def test_blocks_differ_in_their_taps_alone() -> None:
     """One tap is nothing special."""
     graphs = by_file()
     assert [graphs[f"block_{n}.onnx"].inputs[-1].shape for n in (1, 2, 3, 4)] == [
-        ["active", 4, 3], ["active", 4, 5], ["active", 4, 1], ["active", 4, 7],
+        ["active", 1, 4, 1, 3], ["active", 1, 4, 1, 5], ["active", 1, 4, 1, 1], ["active", 1, 4, 1, 7],
     ]  # fmt: skip
     first = graphs["block_1.onnx"]
     for n in (2, 3, 4):

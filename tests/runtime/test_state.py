@@ -129,7 +129,7 @@ def check_rings(past: BlockState, row: int, index: int, indices: dict[str, np.nd
     """What a row reads of its rings is what its last positions' columns are made of, (size, d)."""
     size = len(window)
     if "tap_places" in indices:
-        order = np.argsort(indices["tap_places"][index], axis=1)[0]
+        order = np.argsort(indices["tap_places"][index, 0, 0, 0])
     else:
         # Newest first, as many as are read, wherever the newest lies.
         held = int((indices["place_bias"][index] == 0).sum())
