@@ -3,10 +3,14 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import click
 
 from edgeseq.cli.streams import log_to_stderr
+
+if TYPE_CHECKING:
+    from edgeseq_runtime.manifest import ComputeTypeName
 
 _FILE = click.Path(path_type=Path)
 
@@ -16,11 +20,30 @@ _FILE = click.Path(path_type=Path)
 @click.option("--out", "bundle", type=_FILE, required=True, help="Folder of the bundle; an older bundle is replaced.")
 @click.option("--valid-src", type=_FILE, help="Validation text: measures each depth and the default operating point.")
 @click.option("--valid-ref", type=_FILE, help="Its reference translations, line by line.")
-def command(run: Path, bundle: Path, valid_src: Path | None, valid_ref: Path | None) -> None:
+@click.option(
+    "--compute-type",
+    type=click.Choice(["float32", "int8", "int8-weights", "int4"]),
+    default="float32",
+    show_default=True,
+    help="How graphs keep their weights and multiply. int8: a quarter of the size, fastest in batches; int8-weights: "
+    "fastest for one sentence at a time; int4: smallest. All but float32 need validation text, and are refused where "
+    "they change too much.",
+)
+@click.option(
+    "--keep-float32", multiple=True, metavar="GRAPH", help="A graph that stays float32, such as head; may be repeated."
+)
+def command(
+    run: Path,
+    bundle: Path,
+    valid_src: Path | None,
+    valid_ref: Path | None,
+    compute_type: ComputeTypeName,
+    keep_float32: tuple[str, ...],
+) -> None:
     """Turn the training run RUN into a bundle.
 
     Every graph is compared with its torch module, and whole decodes with torch's; a bundle that differs is not
-    written. The table is printed and stored in the manifest.
+    written. The table is printed and stored in the manifest. Graphs of fewer bits are compared with float32 instead.
     """
     from edgeseq_export import ValidationText, export_run
 
@@ -30,6 +53,6 @@ def command(run: Path, bundle: Path, valid_src: Path | None, valid_ref: Path | N
     validation = None
     if valid_src is not None and valid_ref is not None:
         validation = ValidationText(valid_src, valid_ref)
-    manifest = export_run(run, bundle, validation)
+    manifest = export_run(run, bundle, validation, compute_type, keep_float32)
     size = sum(entry.size for entry in manifest.entries)
     click.echo(f"{bundle}: {len(manifest.graphs)} graphs, {size / 2**20:.1f} MiB", err=True)

@@ -54,6 +54,7 @@ def describe(bundle: "Bundle") -> Iterator[str]:
         f"{manifest.format_version}, written by edgeseq {manifest.edgeseq_version} on {manifest.created}",
     )
     yield _field("Size", f"{_megabytes(_size_bytes(manifest))} MB in {files} files")
+    yield _field("Compute type", manifest.compute_type)
     yield _field("SHA-256", bundle.sha256)
     yield _field("Licence", manifest.provenance.licence)
     yield _field("Data", manifest.provenance.data)
@@ -162,7 +163,11 @@ def _describe_graphs(manifest: "Manifest") -> Iterator[str]:
         )
         rows.append((graph.file, _megabytes(graph.size), *compared))
     yield ""
-    yield "Graphs, and their largest difference from the torch modules they come from"
+    if manifest.quantisation is not None:
+        yield manifest.quantisation.describe()
+        yield ""
+    in_float32 = "" if manifest.compute_type == "float32" else ", in float32"
+    yield f"Graphs, and their largest difference from the torch modules they come from{in_float32}"
     yield from _table(("file", "MB", "difference", "tolerance", "shapes"), rows)
     decoding = manifest.parity.decoding
     yield (

@@ -4,8 +4,11 @@ from __future__ import annotations
 
 import datetime as dt
 import logging
+from collections.abc import Collection
+from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
+from tempfile import TemporaryDirectory
 
 import torch
 from safetensors.torch import save
@@ -16,6 +19,8 @@ from edgeseq.config import RunConfig
 from edgeseq.data.text import read_parallel
 from edgeseq.models import Seq2Seq
 from edgeseq.training.run import load_run
+from edgeseq_export.activation_ranges import measure_ranges
+from edgeseq_export.compute_types import FLOAT32, BlockwiseWeights, ComputeType, Int8
 from edgeseq_export.decoding_parity import MAX_TIE_SHARE, TIE_MARGIN, compare_decoding
 from edgeseq_export.errors import ExportError
 from edgeseq_export.facts import model_facts, predictor_entry
@@ -23,18 +28,21 @@ from edgeseq_export.graphs import split_model
 from edgeseq_export.onnx_graphs import write_graph
 from edgeseq_export.operating_point import Measured, measure_policies
 from edgeseq_export.parity import compare_graph, failed_rows, format_rows
+from edgeseq_export.quantisation import GateText, blame_graphs, format_blame, measure_quantisation, problems
 from edgeseq_runtime import Translator, __version__
 from edgeseq_runtime.atomic import publish_directory, write_file
-from edgeseq_runtime.bundle import describe_file, describe_graph
+from edgeseq_runtime.bundle import describe_file, describe_graph, load_bundle
 from edgeseq_runtime.engine import Engine
 from edgeseq_runtime.manifest import (
     MANIFEST_FILE,
+    ComputeTypeName,
     FileEntry,
     Manifest,
     ModelFacts,
     ParityReport,
     ParityRow,
     Provenance,
+    QuantisationReport,
     TokenizerFacts,
 )
 from edgeseq_runtime.predictors import CertaintyUnits, DepthClassifier, HaltingUnits, Predictor
@@ -46,6 +54,8 @@ PREDICTORS_FILE = "predictors.safetensors"
 
 _PARITY_SENTENCES = 64
 _PARITY_LENGTH = 40
+_RANGE_PAIRS = 200
+_BLAME_SENTENCES = 200
 _SEED = 20_251
 
 _RUNTIME_CLASSES: dict[type[modules.DepthPredictor], type[Predictor]] = {
@@ -66,34 +76,57 @@ class ValidationText:
     ref: Path
 
 
-def export_run(run: Path, bundle: Path, validation: ValidationText | None) -> Manifest:
+def export_run(
+    run: Path,
+    bundle: Path,
+    validation: ValidationText | None,
+    compute_type: ComputeTypeName = "float32",
+    keep_float32: Collection[str] = (),
+) -> Manifest:
     """Exports a training run.
 
     Args:
         run: folder with config.json, tokenizer.model and model.safetensors.
         bundle: the folder to make; an older bundle there is replaced.
-        validation: text on which quality per depth and the default operating point are measured.
+        validation: text on which quality per depth and the default operating point are measured; all compute types but
+            float32 need it.
+        compute_type: how graphs keep their weights and multiply by them.
+        keep_float32: names of graphs that stay float32, such as `head`.
 
     Returns:
         The manifest of the bundle.
 
     Raises:
-        ExportError: a graph, or a decode, differs from torch; nothing is written then.
+        ExportError: a graph, or a decode, differs from torch, or the compute type changes too much; nothing is written
+            then. Or there is no validation text where it is needed, or no graph of a name.
         EdgeseqError: the run or the validation text cannot be read.
         OSError: the bundle cannot be written.
     """
+    if compute_type != "float32" and validation is None:
+        raise ExportError(
+            f"compute type {compute_type!r} is measured against float32 on validation text: give some "
+            "(--valid-src and --valid-ref), or export float32"
+        )
     config, tokenizer, model = load_run(run)
     pairs = None if validation is None else list(read_parallel(validation.src, validation.ref))
     facts = model_facts(config.model, model, tokenizer.vocab_size)
+    _check_names(facts, keep_float32)
     bundle.parent.mkdir(parents=True, exist_ok=True)
-    with publish_directory(bundle, marker=MANIFEST_FILE) as folder:
-        rows = _write_graphs(model, facts, folder)
+    with publish_directory(bundle, marker=MANIFEST_FILE) as folder, ExitStack() as stack:
+        float32_folder = folder
+        if compute_type != "float32":
+            float32_folder = Path(stack.enter_context(TemporaryDirectory(prefix="edgeseq-float32-")))
+        rows = _write_graphs(model, facts, float32_folder)
         _LOGGER.info("%s", format_rows(rows))
         write_file(folder / TOKENIZER_FILE, tokenizer.model_bytes)
         predictors = _write_predictors(model, folder)
         sources = _parity_sources(tokenizer, None if pairs is None else [source for source, _ in pairs])
-        parity = _compare_decodes(model, facts, folder, predictors, sources, rows)
-        manifest = _build_manifest(config, model, facts, folder, parity)
+        parity = _compare_decodes(model, facts, float32_folder, predictors, sources, rows)
+        if compute_type != "float32":
+            assert pairs is not None, "checked above"
+            chosen = _compute_type(compute_type, model, tokenizer, pairs)
+            _write_quantised(model, facts, folder, chosen, keep_float32)
+        manifest = _build_manifest(config, model, facts, folder, compute_type, parity)
         write_file(folder / MANIFEST_FILE, manifest.to_bytes())
         # Opening it runs all checks a user's runtime will run.
         translator = Translator(folder, depth="full", device="cpu")
@@ -104,7 +137,17 @@ def export_run(run: Path, bundle: Path, validation: ValidationText | None) -> Ma
                 update={"quality": measured.quality, "operating_points": measured.operating_points}
             )
             write_file(folder / MANIFEST_FILE, manifest.to_bytes())
+            if compute_type != "float32":
+                manifest = manifest.model_copy(update={"quantisation": _pass_gate(folder, float32_folder, pairs)})
+                write_file(folder / MANIFEST_FILE, manifest.to_bytes())
     return manifest
+
+
+def _check_names(facts: ModelFacts, keep_float32: Collection[str]) -> None:
+    known = [signature.file.removesuffix(".onnx") for signature in expected_signatures(facts)]
+    unknown = sorted(set(keep_float32) - set(known))
+    if unknown:
+        raise ExportError(f"there is no graph {unknown[0]!r} to keep in float32; the graphs are {', '.join(known)}")
 
 
 def _write_graphs(model: Seq2Seq, facts: ModelFacts, folder: Path) -> list[ParityRow]:
@@ -118,6 +161,55 @@ def _write_graphs(model: Seq2Seq, facts: ModelFacts, folder: Path) -> list[Parit
         names = ", ".join(row.graph for row in failed)
         raise ExportError(f"{names} differ(s) from torch; no bundle is written.\n{format_rows(rows)}")
     return rows
+
+
+def _compute_type(
+    name: ComputeTypeName, model: Seq2Seq, tokenizer: Tokenizer, pairs: list[tuple[str, str]]
+) -> ComputeType:
+    if name != "int8":
+        return BlockwiseWeights(bits=4 if name == "int4" else 8)
+    _LOGGER.info("measuring activations on %d validation pairs", min(len(pairs), _RANGE_PAIRS))
+    measured = [
+        ([*tokenizer.encode(source), EOS_ID], [*tokenizer.encode(target), EOS_ID])
+        for source, target in pairs[:_RANGE_PAIRS]
+    ]
+    return Int8(measure_ranges(model, measured, _SEED))
+
+
+def _write_quantised(
+    model: Seq2Seq, facts: ModelFacts, folder: Path, compute_type: ComputeType, keep_float32: Collection[str]
+) -> None:
+    for part in split_model(model, facts):
+        kept = part.signature.file.removesuffix(".onnx") in keep_float32
+        graph = write_graph(part, FLOAT32 if kept else compute_type)
+        write_file(folder / part.signature.file, graph.SerializeToString(deterministic=True))
+
+
+def _pass_gate(folder: Path, float32_folder: Path, pairs: list[tuple[str, str]]) -> QuantisationReport:
+    """Measures what the compute type changed.
+
+    Raises:
+        ExportError: too much.
+    """
+    bundle = load_bundle(folder)
+    model = bundle.manifest.model
+    ids = [(bundle.tokenizer.encode(source), reference) for source, reference in pairs]
+    text = GateText(
+        [[*source, EOS_ID] for source, _ in ids if source], [reference for source, reference in ids if source]
+    )
+    folders = (float32_folder, folder)
+    policy = bundle.policy("adaptive" if bundle.operating_points else "full")
+    report = measure_quantisation(bundle, folders, policy, text)
+    _LOGGER.info("%s", report.describe())
+    found = problems(report)
+    if found:
+        raise ExportError(
+            f"{report.compute_type} changes too much: {'; '.join(found)}. No bundle is written. Each graph alone in "
+            f"{report.compute_type}, the most harmful first:\n"
+            f"{format_blame(blame_graphs(folders, model, policy, text.sources[:_BLAME_SENTENCES]))}\n"
+            "Keep those in float32 (--keep-float32 NAME), or choose another compute type."
+        )
+    return report
 
 
 def _write_predictors(model: Seq2Seq, folder: Path) -> dict[str, Predictor]:
@@ -171,7 +263,12 @@ def _compare_decodes(
 
 
 def _build_manifest(
-    config: RunConfig, model: Seq2Seq, facts: ModelFacts, folder: Path, parity: ParityReport
+    config: RunConfig,
+    model: Seq2Seq,
+    facts: ModelFacts,
+    folder: Path,
+    compute_type: ComputeTypeName,
+    parity: ParityReport,
 ) -> Manifest:
     files: list[FileEntry] = [describe_file(folder, TOKENIZER_FILE, "tokenizer")]
     if config.predictors:
@@ -179,6 +276,7 @@ def _build_manifest(
     return Manifest(
         edgeseq_version=__version__,
         created=dt.datetime.now(tz=dt.UTC).date().isoformat(),
+        compute_type=compute_type,
         model=facts,
         graphs=[describe_graph(folder, signature) for signature in expected_signatures(facts)],
         files=files,
@@ -190,6 +288,7 @@ def _build_manifest(
         operating_points=[],
         quality=[],
         parity=parity,
+        quantisation=None,
         provenance=Provenance(licence=config.data.licence, data=config.data.description),
     )
 

@@ -9,13 +9,15 @@ import numpy as np
 import onnx
 from numpy.typing import NDArray
 from onnx import TensorProto, helper, numpy_helper
-from torch import Tensor, nn
+from torch import Tensor
 
 from edgeseq_runtime.manifest import TensorSpec
 from edgeseq_runtime.signatures import GraphSignature
 
 OPSET = 20
 IR_VERSION = 10
+ONNXRUNTIME_DOMAIN = "com.microsoft"
+"""Operators that onnxruntime has and ONNX has not."""
 
 _TYPES = {"float32": TensorProto.FLOAT, "int64": TensorProto.INT64, "bool": TensorProto.BOOL}
 
@@ -31,6 +33,7 @@ class GraphWriter:
         """
         self._signature = signature
         self._nodes: list[onnx.NodeProto] = []
+        self._added: dict[tuple[str, ...], str] = {}
         self._constants: dict[tuple[str, tuple[int, ...], bytes], onnx.TensorProto] = {}
 
     def add(self, operator: str, *inputs: str, output: str | None = None, **attributes: Any) -> str:
@@ -48,6 +51,13 @@ class GraphWriter:
         name = output or f"{operator}_{len(self._nodes)}"
         self._nodes.append(helper.make_node(operator, list(inputs), [name], name=name, **attributes))
         return name
+
+    def add_once(self, operator: str, *inputs: str) -> str:
+        """Adds a node without attributes, or names the result of the one that does the same."""
+        key = (operator, *inputs)
+        if key not in self._added:
+            self._added[key] = self.add(operator, *inputs)
+        return self._added[key]
 
     def add_pair(self, operator: str, *inputs: str, **attributes: Any) -> tuple[str, str]:
         """Adds a node with two outputs and returns their names."""
@@ -82,28 +92,6 @@ class GraphWriter:
         """Adds a reshape; 0 keeps an axis, -1 stands for what is left."""
         return self.add("Reshape", x, self.integers(*shape))
 
-    def linear(self, x: str, layer: nn.Linear, scale: float = 1.0) -> str:
-        """Adds a linear layer, its result scaled.
-
-        Args:
-            x: (rows, in). Two axes, so that product and bias are one node.
-            layer: with or without bias.
-            scale: multiplied into weight and bias.
-        """
-        weight = self.constant((layer.weight * scale).T.contiguous())
-        if layer.bias is None:
-            return self.add("MatMul", x, weight)
-        return self.add("Gemm", x, weight, self.constant(layer.bias * scale))
-
-    def layer_norm(self, x: str, norm: nn.Module) -> str:
-        """Adds a layer norm over the last axis, or nothing for the identity."""
-        if isinstance(norm, nn.Identity):
-            return x
-        assert isinstance(norm, nn.LayerNorm)
-        return self.add(
-            "LayerNormalization", x, self.constant(norm.weight), self.constant(norm.bias), axis=-1, epsilon=norm.eps
-        )
-
     def finish(self) -> onnx.ModelProto:
         """Puts the graph together and checks it.
 
@@ -121,11 +109,16 @@ class GraphWriter:
         model = helper.make_model(
             graph,
             producer_name="edgeseq",
-            opset_imports=[helper.make_opsetid("", OPSET)],
+            opset_imports=[helper.make_opsetid(domain, version) for domain, version in self._domains()],
             ir_version=IR_VERSION,
         )
         onnx.checker.check_model(model, full_check=True)
         return model
+
+    def _domains(self) -> list[tuple[str, int]]:
+        """Operator sets that the nodes belong to, with their versions."""
+        contributed = any(node.domain == ONNXRUNTIME_DOMAIN for node in self._nodes)
+        return [("", OPSET), *([(ONNXRUNTIME_DOMAIN, 1)] if contributed else [])]
 
 
 def _declare(specs: Sequence[TensorSpec]) -> list[onnx.ValueInfoProto]:

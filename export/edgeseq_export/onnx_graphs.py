@@ -34,21 +34,23 @@ from edgeseq.modules import (
     SelfAttention,
     TokenEmbedding,
 )
-from edgeseq_export.graph_writer import GraphWriter
+from edgeseq_export.compute_types import FLOAT32, ComputeType
 from edgeseq_export.graphs import BlockGraph, CrossGraph, EmbedGraph, EncoderGraph, GraphPart, HeadGraph
+from edgeseq_export.layer_writer import LayerWriter
 
 
 @torch.no_grad()
-def write_graph(part: GraphPart) -> onnx.ModelProto:
+def write_graph(part: GraphPart, compute_type: ComputeType = FLOAT32) -> onnx.ModelProto:
     """Writes the graph of a part of the model.
 
     Args:
         part: the module, in evaluation mode, and the signature the graph must have.
+        compute_type: writes products with weights, and tables; all else is of standard operators, in float32.
 
     Returns:
-        The graph, of standard operators only.
+        The graph.
     """
-    writer = GraphWriter(part.signature)
+    writer = LayerWriter(part.signature, compute_type)
     module = part.module
     if isinstance(module, EncoderGraph):
         _EncoderWriter(writer).write(module.encoder)
@@ -60,21 +62,16 @@ def write_graph(part: GraphPart) -> onnx.ModelProto:
         _write_block(writer, module.block)
     else:
         assert isinstance(module, HeadGraph)
-        weight = module.heads.weight(module.block)
-        writer.add("MatMul", "exit_states", writer.constant(weight.T.contiguous()), output="logits")
+        writer.exit_head("exit_states", module.heads, module.block, output="logits")
     return writer.finish()
 
 
-def _write_embed(writer: GraphWriter, embedding: TokenEmbedding) -> None:
-    x = writer.add("Add", _scaled_tokens(writer, embedding, "tokens"), "position_vectors")
+def _write_embed(writer: LayerWriter, embedding: TokenEmbedding) -> None:
+    x = writer.add("Add", writer.scaled_tokens(embedding, "tokens"), "position_vectors")
     writer.add("ScatterND", "states", "own_cells", x, output="next_states")
 
 
-def _scaled_tokens(writer: GraphWriter, embedding: TokenEmbedding, tokens: str) -> str:
-    return writer.add("Gather", writer.constant(embedding.table.weight * embedding.scale), tokens)
-
-
-def _sinusoid(writer: GraphWriter, positions: str, dim: int) -> str:
+def _sinusoid(writer: LayerWriter, positions: str, dim: int) -> str:
     """Adds `edgeseq.modules.embedding.sinusoid`, (T,) → (T, D)."""
     half = dim // 2
     frequency = torch.exp(torch.arange(half) * (-math.log(10000.0) / max(half - 1, 1)))
@@ -83,7 +80,7 @@ def _sinusoid(writer: GraphWriter, positions: str, dim: int) -> str:
     return writer.add("Concat", writer.add("Sin", angle), writer.add("Cos", angle), axis=-1)
 
 
-def _write_cross(writer: GraphWriter, attention: CrossAttention) -> None:
+def _write_cross(writer: LayerWriter, attention: CrossAttention) -> None:
     dim, heads = attention.query_projection.in_features, attention.heads
     length = writer.add("Shape", "memory", start=1, end=2)
     split = writer.add("Concat", writer.integers(-1), length, writer.integers(heads, dim // heads), axis=0)
@@ -97,7 +94,7 @@ def _write_cross(writer: GraphWriter, attention: CrossAttention) -> None:
         writer.add("Transpose", projected, perm=order, output=output)
 
 
-def _write_block(writer: GraphWriter, block: DecoderBlock) -> None:
+def _write_block(writer: LayerWriter, block: DecoderBlock) -> None:
     mixer, attention = block.mixer, block.cross_attention
     # The new columns: of the active rows first, then of the copied states of pending positions (backfill).
     read = _before(writer, block.mixer_norm, writer.add("Gather", "states", "read_cells"))
@@ -120,13 +117,13 @@ def _write_block(writer: GraphWriter, block: DecoderBlock) -> None:
     writer.add("ScatterND", "exit_states", "active_rows", exit_state, output="next_exit_states")
 
 
-def _write_columns(writer: GraphWriter, name: str, columns: str, column_dim: int) -> None:
+def _write_columns(writer: LayerWriter, name: str, columns: str, column_dim: int) -> None:
     """Adds the replacement of what `written_columns` names in a tensor of columns."""
     updates = writer.reshape(columns, -1, column_dim)
     writer.add("ScatterND", name, "written_columns", updates, output=f"next_{name}")
 
 
-def _columns(writer: GraphWriter, unit: ConvolutionUnit, x: str) -> str:
+def _columns(writer: LayerWriter, unit: ConvolutionUnit, x: str) -> str:
     projected = writer.linear(x, unit.in_projection)
     if not unit.glu:
         return projected
@@ -134,12 +131,12 @@ def _columns(writer: GraphWriter, unit: ConvolutionUnit, x: str) -> str:
     return writer.add("Mul", value, writer.add("Sigmoid", gate))
 
 
-def _raw_taps(writer: GraphWriter, convolution: DynamicConv, columns: str, *shape: int) -> str:
+def _raw_taps(writer: LayerWriter, convolution: DynamicConv, columns: str, *shape: int) -> str:
     """Adds the taps of a dynamic convolution as they are predicted, not yet normalised: (rows, ...)."""
     return writer.reshape(writer.linear(columns, convolution.tap_projection), -1, *shape)
 
 
-def _normalise_taps(writer: GraphWriter, convolution: DynamicConv, taps: str) -> str:
+def _normalise_taps(writer: LayerWriter, convolution: DynamicConv, taps: str) -> str:
     """Adds their normalisation over the last axis."""
     if convolution.normalization == "softmax":
         return writer.add("Softmax", taps, axis=-1)
@@ -147,17 +144,15 @@ def _normalise_taps(writer: GraphWriter, convolution: DynamicConv, taps: str) ->
     return writer.add("Div", taps, writer.add("Max", length, writer.scalar(1e-12)))
 
 
-def _fixed_taps(writer: GraphWriter, convolution: LightweightConv, *shape: int) -> str:
+def _fixed_taps(writer: LayerWriter, convolution: LightweightConv, *shape: int) -> str:
     """Adds the normalised taps of a lightweight convolution."""
     weight = convolution.weight
-    if convolution.normalization == "softmax":
-        normal = torch.softmax(weight, dim=-1)
-    else:
-        normal = F.normalize(weight, dim=-1)
+    softmax = convolution.normalization == "softmax"
+    normal = torch.softmax(weight, dim=-1) if softmax else F.normalize(weight, dim=-1)
     return writer.constant(normal.view(shape))
 
 
-def _convolve_rings(writer: GraphWriter, unit: ConvolutionUnit, read: str) -> str:
+def _convolve_rings(writer: LayerWriter, unit: ConvolutionUnit, read: str) -> str:
     """Adds the unit on each active row's ring, with its taps brought into the ring's order: (n, D)."""
     convolution = unit.convolution
     heads, kernel_size, dim = convolution.heads, convolution.kernel_size, convolution.dim
@@ -175,7 +170,7 @@ def _convolve_rings(writer: GraphWriter, unit: ConvolutionUnit, read: str) -> st
     return writer.linear(mixed, unit.out_projection)
 
 
-def _attend_rings(writer: GraphWriter, attention: SelfAttention, read: str, x: str) -> str:
+def _attend_rings(writer: LayerWriter, attention: SelfAttention, read: str, x: str) -> str:
     """Adds the attention of each active row (n, D) to all places of its rings, its own among them: (n, D)."""
     heads, dim = attention.heads, attention.dim
     head_dim = dim // heads
@@ -196,7 +191,7 @@ def _attend_rings(writer: GraphWriter, attention: SelfAttention, read: str, x: s
     return writer.linear(mixed, attention.output_projection)
 
 
-def _attend(writer: GraphWriter, query: str, heads: int, dim: int) -> str:
+def _attend(writer: LayerWriter, query: str, heads: int, dim: int) -> str:
     """Adds the attention of the active rows, one query each: (n, D)."""
     query = writer.reshape(query, -1, 1, heads, 1, dim // heads)
     key, value, bias = (_of_active_rows(writer, name) for name in ("cross_key", "cross_value", "source_bias"))
@@ -205,20 +200,20 @@ def _attend(writer: GraphWriter, query: str, heads: int, dim: int) -> str:
     return writer.reshape(mixed, -1, dim)
 
 
-def _of_active_rows(writer: GraphWriter, x: str) -> str:
+def _of_active_rows(writer: LayerWriter, x: str) -> str:
     """Adds a copy of the active rows, (R, ...) → (n, 1, ...)."""
     return writer.add("Gather", x, "active_rows")
 
 
-def _feed_forward(writer: GraphWriter, feed_forward: FeedForward, x: str) -> str:
-    return writer.linear(writer.add("Relu", writer.linear(x, feed_forward.expand)), feed_forward.contract)
+def _feed_forward(writer: LayerWriter, feed_forward: FeedForward, x: str) -> str:
+    return writer.linear(writer.linear(x, feed_forward.expand), feed_forward.contract, rectify=True)
 
 
-def _before(writer: GraphWriter, norm: ResidualNorm, x: str) -> str:
+def _before(writer: LayerWriter, norm: ResidualNorm, x: str) -> str:
     return writer.layer_norm(x, norm.norm) if norm.placement == "pre" else x
 
 
-def _residual(writer: GraphWriter, norm: ResidualNorm, x: str, y: str) -> str:
+def _residual(writer: LayerWriter, norm: ResidualNorm, x: str, y: str) -> str:
     total = writer.add("Add", x, y)
     return writer.layer_norm(total, norm.norm) if norm.placement == "post" else total
 
@@ -226,7 +221,7 @@ def _residual(writer: GraphWriter, norm: ResidualNorm, x: str, y: str) -> str:
 class _EncoderWriter:
     """Writes the encoder on (R · S, D), so that products and biases are one node; mixers see (R, H, S, D/H)."""
 
-    def __init__(self, writer: GraphWriter) -> None:
+    def __init__(self, writer: LayerWriter) -> None:
         self._writer = writer
         self._length = writer.add("Shape", "source", start=1, end=2)
         one = writer.constant(np.array(1, dtype=np.int64))
@@ -240,7 +235,7 @@ class _EncoderWriter:
         writer = self._writer
         dim = encoder.embedding.dim
         positions = _sinusoid(writer, self._positions, dim)
-        x = writer.add("Add", _scaled_tokens(writer, encoder.embedding, "source"), positions)
+        x = writer.add("Add", writer.scaled_tokens(encoder.embedding, "source"), positions)
         x = writer.reshape(x, -1, dim)
         for block in cast("list[EncoderBlock]", list(encoder.blocks)):
             x = self._write_block(block, x)

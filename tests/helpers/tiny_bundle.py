@@ -218,6 +218,7 @@ def write_tiny_bundle(
     manifest = Manifest(
         edgeseq_version=__version__,
         created="2026-01-01",
+        compute_type="float32",
         model=facts,
         graphs=graphs,
         files=files,
@@ -230,6 +231,7 @@ def write_tiny_bundle(
             rows=[ParityRow(graph="embed.onnx", shapes=1, max_abs_diff=0.0, tolerance=1e-5)],
             decoding=DecodingParity(sentences=1, tokens=1, decisions=1, disagreements=0, ties=0),
         ),
+        quantisation=None,
         provenance=Provenance(licence="CC0-1.0", data="random numbers"),
     )
     (path / MANIFEST_FILE).write_bytes(manifest.to_bytes())

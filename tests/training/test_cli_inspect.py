@@ -14,7 +14,7 @@ HASH = "0123456789abcdef" * 4
 
 MANIFEST: dict[str, object] = {
     "format": "edgeseq-bundle",
-    "format_version": 3,
+    "format_version": 4,
     "edgeseq_version": "0.1.0",
     "created": "2026-01-31",
     "model": {

@@ -1,0 +1,168 @@
+"""How the graphs of a bundle keep their weights and multiply by them.
+
+Whatever the type, each row of a batch is computed by itself, so that a sentence's result never depends on its batch
+mates. That rules out onnxruntime's dynamic quantisation, which has one scale for all rows of an activation.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Protocol
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from onnx import TensorProto
+from torch import Tensor, nn
+
+from edgeseq_export.activation_ranges import ActivationRange
+from edgeseq_export.graph_writer import ONNXRUNTIME_DOMAIN, GraphWriter
+
+Int8Array = NDArray[np.int8]
+FloatArray = NDArray[np.float32]
+
+
+@dataclass(frozen=True)
+class Product:
+    """A product of activations and weights, to be written."""
+
+    x: str
+    """The activations, (rows, in)."""
+    weight: Tensor
+    """(in, out)."""
+    bias: Tensor | None
+    """(out,), added to the result."""
+    reader: nn.Module
+    """The module that reads x."""
+    rectify: bool = False
+    """Whether x goes through a ReLU first."""
+    output: str | None = None
+    """Name of the result, where it is an output of the graph."""
+
+
+class ComputeType(Protocol):
+    """A way to write products and tables."""
+
+    def multiply(self, writer: GraphWriter, product: Product) -> str:
+        """Adds a product and returns the name of its result, (rows, out)."""
+
+    def look_up(self, writer: GraphWriter, table: Tensor, ids: str) -> str:
+        """Adds rows of a table (entries, d), chosen by ids of any shape, and returns their name: (..., d)."""
+
+
+class Float32:
+    """`float32`: everything as it was trained."""
+
+    def multiply(self, writer: GraphWriter, product: Product) -> str:
+        """Adds a product."""
+        x = writer.add("Relu", product.x) if product.rectify else product.x
+        weight = writer.constant(product.weight.contiguous())
+        if product.bias is None:
+            return writer.add("MatMul", x, weight, output=product.output)
+        return writer.add("Gemm", x, weight, writer.constant(product.bias), output=product.output)
+
+    def look_up(self, writer: GraphWriter, table: Tensor, ids: str) -> str:
+        """Adds rows of a table."""
+        return writer.add("Gather", writer.constant(table), ids)
+
+
+FLOAT32 = Float32()
+
+
+class _QuantisedTables:
+    """Tables of 8 bits, with a scale per row."""
+
+    def look_up(self, writer: GraphWriter, table: Tensor, ids: str) -> str:
+        """Adds rows of a table."""
+        quantised, scales = quantise_columns(_array(table.T))
+        rows = writer.add("Gather", writer.constant(quantised.T), ids)
+        of_rows = writer.add("Gather", writer.constant(scales[:, None]), ids)
+        return writer.add("Mul", writer.add("Cast", rows, to=TensorProto.FLOAT), of_rows)
+
+
+class Int8(_QuantisedTables):
+    """`int8`: weights of 8 bits with a scale per column, activations of 8 bits with scales known beforehand."""
+
+    def __init__(self, ranges: Mapping[nn.Module, ActivationRange]) -> None:
+        """Takes what each module reads, as it was measured."""
+        self._ranges = ranges
+
+    def multiply(self, writer: GraphWriter, product: Product) -> str:
+        """Adds a product: of integers, exactly; its result is float32."""
+        scale, zero_point = self._ranges[product.reader].quantisation()
+        # A zero point of 0 cuts off what is negative: a ReLU.
+        x = writer.add("Relu", product.x) if product.rectify and zero_point else product.x
+        x_scale = writer.scalar(scale)
+        x_zero = writer.constant(np.array(zero_point, dtype=np.uint8))
+        weight, scales = quantise_columns(_array(product.weight))
+        inputs = [
+            writer.add_once("QuantizeLinear", x, x_scale, x_zero),
+            writer.constant(weight),
+            x_scale,
+            writer.constant(scales),
+            x_zero,
+            writer.constant(np.zeros(len(scales), dtype=np.int8)),
+        ]
+        if product.bias is not None:
+            inputs.append(writer.constant(product.bias))
+        return writer.add("MatMulIntegerToFloat", *inputs, output=product.output, domain=ONNXRUNTIME_DOMAIN)
+
+
+class BlockwiseWeights(_QuantisedTables):
+    """`int8-weights`, `int4`: a scale for each run of a column; activations become 8 bits in the kernel, run by run.
+
+    Faster than `int8` for a row or two, since nothing else has to be quantised, and slower for many.
+    """
+
+    def __init__(self, bits: int) -> None:
+        """Takes the bits of a weight, 8 or 4."""
+        self._bits = bits
+        self._run_lengths = {8: (128, 64, 32, 16), 4: (32, 16)}[bits]
+
+    def multiply(self, writer: GraphWriter, product: Product) -> str:
+        """Adds a product; one whose weights cannot be cut into runs stays float32."""
+        inner, columns = product.weight.shape
+        length = next((length for length in self._run_lengths if inner % length == 0), None)
+        if length is None:
+            return FLOAT32.multiply(writer, product)
+        x = writer.add("Relu", product.x) if product.rectify else product.x
+        runs = _array(product.weight.T).reshape(-1, length)
+        quantised, scales = quantise_columns(runs.T, self._bits)
+        middle = 2 ** (self._bits - 1)
+        shifted = (quantised.T.astype(np.int16) + middle).astype(np.uint8)
+        packed = shifted if self._bits == 8 else shifted[:, ::2] | (shifted[:, 1::2] << 4)
+        inputs = [x, writer.constant(packed.reshape(columns, inner // length, -1)), writer.constant(scales)]
+        if product.bias is not None:
+            inputs += ["", "", writer.constant(product.bias)]
+        return writer.add(
+            "MatMulNBits",
+            *inputs,
+            output=product.output,
+            domain=ONNXRUNTIME_DOMAIN,
+            K=inner,
+            N=columns,
+            bits=self._bits,
+            block_size=length,
+            accuracy_level=4,  # activations of 8 bits; without it the kernel is slower than float32
+        )
+
+
+def quantise_columns(weight: FloatArray, bits: int = 8) -> tuple[Int8Array, FloatArray]:
+    """Rounds a matrix to integers, with a scale for each of its columns.
+
+    Args:
+        weight: (in, out).
+        bits: of the integers, which are symmetric about 0.
+
+    Returns:
+        The integers (in, out), and the scales by which they are to be multiplied, (out,).
+    """
+    largest = np.abs(weight).max(axis=0)
+    scales = np.where(largest > 0, largest / (2 ** (bits - 1) - 1), 1).astype(np.float32)
+    return np.rint(weight / scales).astype(np.int8), scales
+
+
+@torch.no_grad()
+def _array(tensor: Tensor) -> FloatArray:
+    return tensor.numpy()

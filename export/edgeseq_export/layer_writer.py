@@ -1,0 +1,54 @@
+"""Writes the layers of torch into an ONNX graph."""
+
+from __future__ import annotations
+
+from torch import nn
+
+from edgeseq.modules import ExitHeads, TokenEmbedding
+from edgeseq_export.compute_types import ComputeType, Product
+from edgeseq_export.graph_writer import GraphWriter
+from edgeseq_runtime.signatures import GraphSignature
+
+
+class LayerWriter(GraphWriter):
+    """A graph in the making in a compute type."""
+
+    def __init__(self, signature: GraphSignature, compute_type: ComputeType) -> None:
+        """Starts an empty graph.
+
+        Args:
+            signature: what the graph takes and gives, and the file it is for.
+            compute_type: writes products with weights, and tables.
+        """
+        super().__init__(signature)
+        self._compute_type = compute_type
+
+    def linear(self, x: str, layer: nn.Linear, scale: float = 1.0, *, rectify: bool = False) -> str:
+        """Adds a linear layer, its result scaled.
+
+        Args:
+            x: (rows, in). Two axes, so that product and bias are one node.
+            layer: with or without bias.
+            scale: multiplied into weight and bias.
+            rectify: whether x goes through a ReLU first.
+        """
+        weights = dict(layer.named_parameters())  # torch types `bias` as never None
+        bias = weights["bias"] * scale if "bias" in weights else None
+        return self._compute_type.multiply(self, Product(x, (layer.weight * scale).T, bias, layer, rectify))
+
+    def exit_head(self, x: str, heads: ExitHeads, block: int, output: str) -> str:
+        """Adds the exit head of a block, (rows, d) to (rows, vocab)."""
+        return self._compute_type.multiply(self, Product(x, heads.weight(block).T, None, heads, output=output))
+
+    def scaled_tokens(self, embedding: TokenEmbedding, tokens: str) -> str:
+        """Adds the embeddings of tokens (...), without positions: (..., d)."""
+        return self._compute_type.look_up(self, embedding.table.weight * embedding.scale, tokens)
+
+    def layer_norm(self, x: str, norm: nn.Module) -> str:
+        """Adds a layer norm over the last axis, or nothing for the identity."""
+        if isinstance(norm, nn.Identity):
+            return x
+        assert isinstance(norm, nn.LayerNorm)
+        return self.add(
+            "LayerNormalization", x, self.constant(norm.weight), self.constant(norm.bias), axis=-1, epsilon=norm.eps
+        )

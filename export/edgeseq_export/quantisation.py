@@ -1,0 +1,232 @@
+"""What a compute type of fewer bits changes, against the same model in float32: the gate of an export.
+
+The 8-bit graphs are led along float32's own tokens and depths, so that each choice is compared by itself; then both
+translate freely, for BLEU and chrF.
+"""
+
+from __future__ import annotations
+
+import shutil
+import tempfile
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+
+from edgeseq.evaluation.scores import CorpusScores, score_corpus
+from edgeseq_runtime.arrays import BoolArray, FloatArray, IntArray
+from edgeseq_runtime.bundle import Bundle
+from edgeseq_runtime.engine import Engine
+from edgeseq_runtime.manifest import ModelFacts, QuantisationReport
+from edgeseq_runtime.policy import DepthPolicy
+from edgeseq_runtime.search import Hypothesis, greedy, output_limit
+from edgeseq_runtime.tokenizer import BOS_ID, PAD_ID, Tokenizer
+
+MAX_BLEU_LOSS = 0.3
+MAX_DEPTH_CHANGES = 0.02
+MIN_TOKEN_AGREEMENT = 0.97
+
+_ROWS = 32
+
+
+@dataclass(frozen=True)
+class Choices:
+    """Choices that were compared along float32's own tokens and depths."""
+
+    tokens: int
+    same_tokens: int
+    same_depths: int
+
+    @property
+    def token_agreement(self) -> float:
+        """Share of tokens that are the best ones in both."""
+        return self.same_tokens / self.tokens
+
+    @property
+    def depth_changes(self) -> float:
+        """Share of tokens that would have stopped elsewhere."""
+        return 1 - self.same_depths / self.tokens
+
+
+@dataclass(frozen=True)
+class GateText:
+    """What the gate translates."""
+
+    sources: list[list[int]]
+    """Ids, EOS last; none is empty."""
+    references: list[str]
+
+
+def measure_quantisation(
+    bundle: Bundle, folders: tuple[Path, Path], policy: DepthPolicy, text: GateText
+) -> QuantisationReport:
+    """Compares a bundle with the same model in float32.
+
+    Args:
+        bundle: of fewer bits.
+        folders: of float32 graphs, and of the bundle's.
+        policy: says where tokens stop while choices are compared. BLEU is compared at full depth.
+        text: validation text.
+
+    Returns:
+        What the manifest tells of it.
+    """
+    manifest = bundle.manifest
+    float32, quantised = (Engine(folder, manifest.model, device="cpu") for folder in folders)
+    choices = compare_choices(float32, quantised, policy, text.sources)
+    full = bundle.policy("full")
+    before, after = (_score(engine, full, bundle.tokenizer, text) for engine in (float32, quantised))
+    return QuantisationReport(
+        compute_type=manifest.compute_type,
+        policy=policy.name,
+        sentences=len(text.sources),
+        tokens=choices.tokens,
+        token_agreement=choices.token_agreement,
+        depth_changes=choices.depth_changes,
+        float32_bleu=before.bleu,
+        float32_chrf=before.chrf,
+        bleu=after.bleu,
+        chrf=after.chrf,
+    )
+
+
+def problems(report: QuantisationReport) -> list[str]:
+    """Lists what is over a limit."""
+    found = []
+    if report.float32_bleu - report.bleu > MAX_BLEU_LOSS:
+        found.append(f"BLEU falls from {report.float32_bleu:.2f} to {report.bleu:.2f} (limit: by {MAX_BLEU_LOSS})")
+    if report.depth_changes > MAX_DEPTH_CHANGES:
+        found.append(f"{report.depth_changes:.2%} of tokens stop elsewhere (limit: {MAX_DEPTH_CHANGES:.0%})")
+    if report.token_agreement < MIN_TOKEN_AGREEMENT:
+        found.append(f"{report.token_agreement:.2%} of tokens are the same (limit: {MIN_TOKEN_AGREEMENT:.0%})")
+    return found
+
+
+def blame_graphs(
+    folders: tuple[Path, Path], model: ModelFacts, policy: DepthPolicy, sources: Sequence[Sequence[int]]
+) -> list[tuple[str, Choices]]:
+    """Compares float32 with models of which one graph alone is of fewer bits.
+
+    Args:
+        folders: of float32 graphs, and of the others.
+        model: facts of it.
+        policy: says where tokens stop.
+        sources: ids of sentences.
+
+    Returns:
+        Graph → choices, the most harmful graph first.
+    """
+    float32_folder, quantised_folder = folders
+    float32 = Engine(float32_folder, model, device="cpu")
+    found = []
+    for graph in sorted(float32_folder.glob("*.onnx")):
+        with tempfile.TemporaryDirectory() as name:
+            mixed = Path(name)
+            for path in float32_folder.glob("*.onnx"):
+                shutil.copyfile(
+                    (quantised_folder if path.name == graph.name else float32_folder) / path.name, mixed / path.name
+                )
+            choices = compare_choices(float32, Engine(mixed, model, device="cpu"), policy, sources)
+        found.append((graph.name, choices))
+    return sorted(found, key=lambda pair: pair[1].token_agreement)
+
+
+def format_blame(found: Sequence[tuple[str, Choices]]) -> str:
+    """Lays out what each graph does, a line each."""
+    return "\n".join(
+        f"  {graph:<16} same tokens {choices.token_agreement:7.2%}   other depths {choices.depth_changes:6.2%}"
+        for graph, choices in found
+    )
+
+
+def compare_choices(
+    float32: Engine, quantised: Engine, policy: DepthPolicy, sources: Sequence[Sequence[int]]
+) -> Choices:
+    """Leads an engine along the tokens and depths of another one and compares what it would have chosen.
+
+    Args:
+        float32: decodes freely.
+        quantised: is led.
+        policy: says where tokens stop.
+        sources: ids of sentences, EOS last.
+    """
+    ordered = sorted(sources, key=len)
+    tokens = same_tokens = same_depths = 0
+    for start in range(0, len(ordered), _ROWS):
+        batch = ordered[start : start + _ROWS]
+        decoded = greedy(float32, batch, policy, [output_limit(len(source)) for source in batch])
+        table, depths, real = _tabulate(decoded, quantised.full_depth)
+        led = _Led(policy, quantised.full_depth)
+        state = quantised.encode(batch, led)
+        fed = np.full(len(batch), BOS_ID, dtype=np.int64)
+        for position in range(table.shape[1]):
+            led.begin(depths[:, position])
+            logits = quantised.step(state, fed).logits
+            logits[:, [PAD_ID, BOS_ID]] = -np.inf
+            rows = real[:, position]
+            fed = table[:, position]
+            same_tokens += int((logits.argmax(axis=-1) == fed)[rows].sum())
+            same_depths += int((led.chosen == depths[:, position])[rows].sum())
+            tokens += int(rows.sum())
+    return Choices(tokens, same_tokens, same_depths)
+
+
+class _Led:
+    """A depth policy that follows given depths, and notes where another one would have stopped."""
+
+    def __init__(self, policy: DepthPolicy, full_depth: int) -> None:
+        self.name = f"led:{policy.name}"
+        self.reads_logits = policy.reads_logits
+        self.chosen = np.zeros(0, dtype=np.int64)
+        self._policy = policy
+        self._full_depth = full_depth
+        self._limits = np.zeros(0, dtype=np.int64)
+        self._depths = np.zeros(0, dtype=np.int64)
+
+    def begin(self, depths: IntArray) -> None:
+        """Starts a step whose tokens stop at ``depths``."""
+        self._depths = depths
+        self.chosen = self._limits.copy()
+
+    def limits(self, memory: FloatArray, lengths: IntArray) -> IntArray:
+        self._limits = self._policy.limits(memory, lengths)
+        return np.full(len(lengths), self._full_depth, dtype=np.int64)
+
+    def decides(self, block: int) -> bool:
+        del block
+        return True
+
+    def plan(self, block: int, exit_states: FloatArray, logits: FloatArray | None) -> IntArray:
+        rows = self._depths >= block
+        if self._policy.decides(block):
+            planned = self._policy.plan(block, exit_states, logits)
+            # Once it would have stopped, it would have said no more.
+            self.chosen[rows] = np.where(
+                self.chosen[rows] < block, self.chosen[rows], np.minimum(self.chosen[rows], planned)
+            )
+        return self._depths[rows]
+
+    def decision_flops(self, block: int) -> int:
+        del block
+        return 0
+
+
+def _tabulate(decoded: Sequence[Hypothesis], full_depth: int) -> tuple[IntArray, IntArray, BoolArray]:
+    """Lays out tokens and depths, (rows, longest), and says where they are real."""
+    longest = max(len(hypothesis.tokens) for hypothesis in decoded)
+    table = np.full((len(decoded), longest), PAD_ID, dtype=np.int64)
+    depths = np.full((len(decoded), longest), full_depth, dtype=np.int64)
+    for row, hypothesis in enumerate(decoded):
+        table[row, : len(hypothesis.tokens)] = hypothesis.tokens
+        depths[row, : len(hypothesis.depths)] = hypothesis.depths
+    lengths = np.array([len(hypothesis.tokens) for hypothesis in decoded])
+    return table, depths, np.arange(longest) < lengths[:, None]
+
+
+def _score(engine: Engine, policy: DepthPolicy, tokenizer: Tokenizer, text: GateText) -> CorpusScores:
+    order = sorted(range(len(text.sources)), key=lambda index: -len(text.sources[index]))
+    sources = [text.sources[index] for index in order]
+    decoded = greedy(engine, sources, policy, [output_limit(len(source)) for source in sources], rows=_ROWS)
+    outputs = dict(zip(order, (tokenizer.decode(hypothesis.tokens) for hypothesis in decoded), strict=True))
+    return score_corpus([outputs[index] for index in range(len(order))], text.references)
