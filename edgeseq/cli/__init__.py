@@ -26,6 +26,7 @@ COMMANDS = {
     "evaluate": "Measure a bundle's quality, depth and speed on a test set.",
     "calibrate": "Find a bundle's fastest depth policies on this machine.",
     "report": "Show quality, depth and time of a bundle on one page.",
+    "bench": "Time a bundle, or a model of any size, on this machine.",
     "inspect": "Show what a bundle holds.",
 }
 """Each command with the line that describes it in ``edgeseq --help``."""

@@ -1,0 +1,1 @@
+"""What `edgeseq bench` measures: whole decodes of a fixed shape, timed."""

@@ -1,0 +1,93 @@
+"""Models of any size with random weights, to be timed: time depends on sizes, not on what weights say."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+
+from edgeseq.config import ModelConfig, PredictorConfig, StackConfig
+from edgeseq.models.builder import build_model
+from edgeseq_export.activation_ranges import measure_ranges
+from edgeseq_export.compute_types import FLOAT32, BlockwiseWeights, ComputeType, Int8
+from edgeseq_export.facts import model_facts
+from edgeseq_export.graphs import split_model
+from edgeseq_export.onnx_graphs import write_graph
+from edgeseq_runtime.atomic import write_file
+from edgeseq_runtime.manifest import ComputeTypeName, ModelFacts
+from edgeseq_runtime.policy import DepthPolicy, Halting, Thresholds
+from edgeseq_runtime.predictors import HaltingUnits
+from edgeseq_runtime.tokenizer import EOS_ID
+
+_KERNEL_SIZES = (3, 7, 15, 31)
+_HEAD_DIM = 64
+_RANGE_PAIRS = 4
+_RANGE_LENGTH = 20
+_SEED = 1
+
+
+@dataclass(frozen=True)
+class RandomSizes:
+    """Sizes of a model with dynamic convolutions in both stacks."""
+
+    dim: int
+    feed_forward_dim: int
+    vocab_size: int
+    encoder_blocks: int
+    decoder_blocks: int
+
+
+@dataclass(frozen=True)
+class RandomModel:
+    """What a runtime needs of one."""
+
+    facts: ModelFacts
+    halting: HaltingUnits
+
+    def halting_policy(self) -> DepthPolicy:
+        """A depth policy that asks a unit after each block."""
+        blocks = tuple(range(1, self.facts.decoder_blocks))
+        thresholds = Thresholds(values=(0.5,) * len(blocks), blocks=blocks, every=True)
+        return Halting("halting", self.facts, self.halting, thresholds)
+
+
+def write_random_model(folder: Path, sizes: RandomSizes, compute_type: ComputeTypeName) -> RandomModel:
+    """Writes the graphs of a model with random weights; there is nothing else in the folder.
+
+    Args:
+        folder: an empty folder.
+        sizes: of the model. Kernel sizes are 3, 7, 15, 31, 31 and so on, and a head has 64 channels.
+        compute_type: of the graphs.
+
+    Returns:
+        Facts of the model and its halting units.
+
+    Raises:
+        ValidationError: of pydantic: sizes that no model has.
+    """
+    heads = max(1, sizes.dim // _HEAD_DIM)
+    encoder, decoder = (
+        StackConfig(
+            kernel_sizes=[_KERNEL_SIZES[min(block, len(_KERNEL_SIZES) - 1)] for block in range(blocks)],
+            convolution_heads=heads,
+            feed_forward_dim=sizes.feed_forward_dim,
+        )
+        for blocks in (sizes.encoder_blocks, sizes.decoder_blocks)
+    )
+    config = ModelConfig(dim=sizes.dim, attention_heads=heads, encoder=encoder, decoder=decoder)
+    torch.manual_seed(_SEED)
+    predictor = PredictorConfig(kind="halting")
+    model = build_model(config, sizes.vocab_size, [predictor]).eval()
+    facts = model_facts(config, model, sizes.vocab_size)
+    chosen: ComputeType = FLOAT32
+    if compute_type == "int8":
+        pieces = torch.randint(EOS_ID + 1, sizes.vocab_size, (2, _RANGE_PAIRS, _RANGE_LENGTH)).tolist()
+        chosen = Int8(measure_ranges(model, list(zip(*pieces, strict=True)), _SEED))
+    elif compute_type != "float32":
+        chosen = BlockwiseWeights(bits=4 if compute_type == "int4" else 8)
+    for part in split_model(model, facts):
+        write_file(folder / part.signature.file, write_graph(part, chosen).SerializeToString())
+    weights = dict(model.predictor(predictor.name).named_parameters())
+    halting = HaltingUnits(*(weights[name].detach().numpy() for name in ("weight", "bias")))
+    return RandomModel(facts, halting)
