@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import statistics
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
 
 import numpy as np
@@ -100,9 +100,7 @@ def time_depths(
     Returns:
         One timing per policy, in order.
     """
-    generator = np.random.default_rng(seed)
-    pieces = generator.integers(EOS_ID + 1, model.vocab_size, (shape.batch_size, shape.source_length - 1))
-    sources = [[*row, EOS_ID] for row in pieces.tolist()]
+    sources = draw_sources(shape, model.vocab_size, seed)
     decoder = _Endless(engine)
     measured = [_Rounds([], [], []) for _ in policies]
     for number in range(rounds + 1):
@@ -112,7 +110,29 @@ def time_depths(
     return [_timing(model, policy, shape, entry) for policy, entry in zip(policies, measured, strict=True)]
 
 
-def _decode(decoder: _Endless, sources: list[list[int]], policy: DepthPolicy, shape: Shape, entry: _Rounds) -> None:
+def draw_sources(shape: Shape, vocab_size: int, seed: int) -> list[list[int]]:
+    """Draws the pieces of a batch, EOS last."""
+    generator = np.random.default_rng(seed)
+    pieces = generator.integers(EOS_ID + 1, vocab_size, (shape.batch_size, shape.source_length - 1))
+    return [[*row, EOS_ID] for row in pieces.tolist()]
+
+
+def decode_once(
+    engine: Engine, sources: Sequence[Sequence[int]], policy: DepthPolicy, shape: Shape
+) -> Callable[[], float]:
+    """Makes a function that decodes a batch and gives the seconds it took, encoder included."""
+
+    def decode() -> float:
+        entry = _Rounds([], [], [])
+        _decode(_Endless(engine), sources, policy, shape, entry)
+        return entry.seconds[0]
+
+    return decode
+
+
+def _decode(
+    decoder: _Endless, sources: Sequence[Sequence[int]], policy: DepthPolicy, shape: Shape, entry: _Rounds
+) -> None:
     decoder.encoder_seconds = 0.0
     started = time.perf_counter()
     entry.found = greedy(decoder, sources, policy, [shape.target_length] * len(sources))
