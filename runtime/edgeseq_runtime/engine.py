@@ -18,6 +18,7 @@ given graphs whose arithmetic keeps rows apart and source lengths in multiples o
 import itertools
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -47,7 +48,8 @@ class Step:
     """What one decoding step gives.
 
     Attributes:
-        logits: (rows, vocab), of the exit head after the block at which each row stopped.
+        logits: (rows, vocab), of the exit head after the block at which each row stopped. The next step
+            of the same state may write into this memory.
         depths: (rows,), that block, from 1.
     """
 
@@ -81,6 +83,7 @@ class Engine:
         self.threads = threads
         self.provider, self._graphs = _open_graphs(folder, model, device, threads)
         self._dim = model.dim
+        self._vocab_size = model.vocab_size
         self._layout = Layout(model)
         self._encoded = itertools.count()
         self._sinusoids = Sinusoids(model.dim)
@@ -109,7 +112,7 @@ class Engine:
         memory = self._encode_by_length(sources, lengths, padded)
         sentences = np.array([next(self._encoded) for _ in sources], dtype=np.int64)
         bias = bias.reshape(len(sources), 1, 1, longest)
-        return DecoderState.before_start(self._layout, policy, memory, bias, lengths, sentences)
+        return DecoderState.before_start(self._layout, policy, memory, bias, lengths, sentences, self._vocab_size)
 
     def adopt(self, state: DecoderState, rows: IntArray, other: DecoderState, other_rows: IntArray) -> None:
         """Give rows of a batch to sentences that were encoded apart.
@@ -212,7 +215,7 @@ class Engine:
         if depths is not None:
             free = depths == 0
             limits = np.where(free, limits, depths)
-        heads = StepLogits(state.exit_states, self._classify, tied=self._tied)
+        heads = StepLogits(state.exit_states, partial(self._classify, state), tied=self._tied)
         used = np.full(state.rows, self.full_depth, dtype=np.int64)
         for block in range(1, self.full_depth + 1):
             self._run_block(state, block, places)
@@ -283,9 +286,13 @@ class Engine:
         value[rows] = new_value
         return key, value
 
-    def _classify(self, block: int, exit_states: FloatArray) -> FloatArray:
-        """Run the exit head of a block: (n, d) to (n, vocab)."""
-        return self._graphs["head", None if self._tied else block].run({"exit_states": exit_states})[0]
+    def _classify(self, state: DecoderState, block: int, exit_states: FloatArray) -> FloatArray:
+        """Run the exit head of a block: (n, d) to (n, vocab), in memory that the next call writes into."""
+        number = len(exit_states)
+        logits = state.logits if number == state.rows else state.logits[:number]
+        head = self._bound(state, "head", None if self._tied else block)
+        head.run({}, {"exit_states": exit_states}, {"logits": logits})
+        return logits
 
 
 def _open_graphs(folder: Path, model: ModelFacts, device: str, threads: int) -> tuple[str, Graphs]:

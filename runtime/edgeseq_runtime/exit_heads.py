@@ -1,13 +1,15 @@
 """The logits of one step, each row's from the exit head of the block after which it stopped."""
 
-from collections.abc import Callable
+import itertools
+from collections.abc import Callable, Iterable
 
 import numpy as np
 
 from edgeseq_runtime.arrays import BoolArray, FloatArray, IntArray
 
 Classify = Callable[[int, FloatArray], FloatArray]
-"""Runs the exit head of a block, numbered from 1, on exit states: (n, d) to (n, vocab)."""
+"""Runs the exit head of a block, numbered from 1, on exit states: (n, d) to (n, vocab). The result may lie in memory
+that the next call writes into."""
 
 
 class StepLogits:
@@ -51,18 +53,27 @@ class StepLogits:
         """
         if not self._kept and self._tied:
             return self._classify(0, self.exit_states)
+        if len(self._kept) == 1 and len(self._kept[0][0]) == len(depths):  # all rows, and in order
+            return self._kept[0][1]
         rest = np.ones(len(depths), dtype=np.bool_)
         for rows, _ in self._kept:
             rest[rows] = False
         remaining = rest.nonzero()[0]
-        if len(remaining):
-            blocks = [0] if self._tied else np.unique(depths[remaining]).tolist()
-            for block in blocks:
-                rows = remaining if self._tied else remaining[depths[remaining] == block]
-                self._kept.append((rows, self._classify(block, self.exit_states_of(rows))))
-        if len(self._kept) == 1:  # all rows, and in order
-            return self._kept[0][1]
-        logits = np.empty((len(depths), self._kept[0][1].shape[1]), dtype=np.float32)
-        for rows, kept in self._kept:
-            logits[rows] = kept
-        return logits
+        groups = [(0, remaining)]
+        if not self._tied:
+            groups = [(block, remaining[depths[remaining] == block]) for block in np.unique(depths[remaining]).tolist()]
+        computed = ((rows, self._classify(block, self.exit_states_of(rows))) for block, rows in groups if len(rows))
+        return _join(len(depths), itertools.chain(self._kept, computed))
+
+
+def _join(number: int, parts: Iterable[tuple[IntArray, FloatArray]]) -> FloatArray:
+    """Put rows together; each part is copied before the next one is made."""
+    logits: FloatArray | None = None
+    for rows, part in parts:
+        if len(rows) == number:
+            return part
+        if logits is None:
+            logits = np.empty((number, part.shape[1]), dtype=np.float32)
+        logits[rows] = part
+    assert logits is not None, "there are no rows"
+    return logits

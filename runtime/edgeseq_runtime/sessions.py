@@ -143,10 +143,16 @@ class BoundGraph:
         self._graph = graph
         self._binding = graph.new_binding()
         self._bound: dict[str, AnyArray] = {}
+        self._outputs: dict[str, FloatArray] = {}
         # Elsewhere binding an input copies it to the device, so what is bound grows stale.
         self._stays_bound = graph.provider == CPU_PROVIDER
 
-    def run(self, state: Mapping[str, FloatArray], feed: Mapping[str, AnyArray]) -> None:
+    def run(
+        self,
+        state: Mapping[str, FloatArray],
+        feed: Mapping[str, AnyArray],
+        outputs: Mapping[str, FloatArray] | None = None,
+    ) -> None:
         """Run the graph once. On the CPU, arrays that are the same objects as last time stay bound.
 
         Args:
@@ -154,6 +160,7 @@ class BoundGraph:
                 reads and replaces parts of them. The graph must not read ``X`` after it has made
                 ``next_X``, which holds where all such reads are needed to make it.
             feed: The other inputs, contiguous.
+            outputs: Contiguous arrays for the other outputs, of the right shapes.
 
         Raises:
             DeviceError: onnxruntime fails, for want of memory most likely.
@@ -163,12 +170,19 @@ class BoundGraph:
             bound.clear()
         for name, array in state.items():
             if bound.get(name) is not array:
-                self._binding.bind_output(f"next_{name}", "cpu", 0, array.dtype.type, array.shape, array.ctypes.data)
+                self._bind_output(f"next_{name}", array)
+        for name, array in (outputs or {}).items():
+            if self._outputs.get(name) is not array:
+                self._bind_output(name, array)
+                self._outputs[name] = array
         for name, given in (*state.items(), *feed.items()):
             if bound.get(name) is not given:
                 self._binding.bind_cpu_input(name, given)
                 bound[name] = given  # keeps its memory, too
         self._graph.run_bound(self._binding, bound)
+
+    def _bind_output(self, name: str, array: FloatArray) -> None:
+        self._binding.bind_output(name, "cpu", 0, array.dtype.type, array.shape, array.ctypes.data)
 
 
 def _import_onnxruntime() -> ModuleType:

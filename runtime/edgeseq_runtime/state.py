@@ -107,6 +107,7 @@ class DecoderState:
         states: (R · reach, d), a ring per row: what its token's next block reads and, once it has
             stopped, the copied state of which skipped columns are made.
         exit_states: (R, d), what the exit heads read of each row's newest token.
+        logits: (R, vocab), memory for what they make of it.
         blocks: State of each decoder block, from block 1.
         bound: Graphs bound to the arrays above, made as they are needed.
         places: Of the newest step; None where rows or rings have changed since.
@@ -122,6 +123,7 @@ class DecoderState:
     positions: IntArray
     states: FloatArray
     exit_states: FloatArray
+    logits: FloatArray
     blocks: list[BlockState]
     bound: dict[tuple[str, int | None], BoundGraph] = field(default_factory=dict)
     places: StepPlaces | None = None
@@ -135,6 +137,7 @@ class DecoderState:
         source_bias: FloatArray,
         lengths: IntArray,
         sentences: IntArray,
+        vocab_size: int,
     ) -> "DecoderState":
         """Encoded sentences of which nothing is decoded yet."""
         rows, _, dim = memory.shape
@@ -150,6 +153,7 @@ class DecoderState:
             positions=np.zeros(rows, dtype=np.int64),
             states=np.zeros((rows * layout.reach, dim), dtype=np.float32),
             exit_states=np.zeros((rows, dim), dtype=np.float32),
+            logits=np.empty((rows, vocab_size), dtype=np.float32),
             blocks=[BlockState.before_start(layout, size, rows, dim) for size in layout.ring_sizes],
         )
 
@@ -179,6 +183,7 @@ class DecoderState:
         """
         if len(rows) != self.rows:
             self.places = None
+            self.logits = np.empty((len(rows), self.logits.shape[1]), dtype=np.float32)
         self.states = _select_cells(self.states, self.rows, rows)
         self.exit_states = self.exit_states.take(rows, axis=0)
         self.positions = self.positions[rows]

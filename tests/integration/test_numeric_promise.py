@@ -67,8 +67,8 @@ def test_arithmetic_that_mixes_rows_is_seen(
     """Control: exit states scaled by the batch's largest value and back, as per-tensor quantisation does."""
     original = Engine._classify
 
-    def mixed(engine: Engine, block: int, exit_states: FloatArray) -> FloatArray:
-        return original(engine, block, _quantise(exit_states))
+    def mixed(engine: Engine, state: DecoderState, block: int, exit_states: FloatArray) -> FloatArray:
+        return original(engine, state, block, _quantise(exit_states))
 
     monkeypatch.setattr(Engine, "_classify", mixed)
     translator = Translator(bundle, depth="full", device="cpu")
@@ -116,7 +116,7 @@ def random_depths(engine: Engine, loaded: Bundle, text: list[str], seed: int) ->
     depths = np.where(generator.random((60, len(text))) < 0.85, 1, generator.integers(1, 5, (60, len(text))))
     logits = []
     for row in depths:
-        logits.append(engine.step(state, tokens, depths=row).logits)
+        logits.append(engine.step(state, tokens, depths=row).logits.copy())
         tokens = generator.integers(4, facts.vocab_size, len(text))
     return np.stack(logits), depths
 

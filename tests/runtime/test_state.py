@@ -77,7 +77,7 @@ def sentences(rows: list[Row], layout: Layout = LAYOUT) -> DecoderState:
     shown = np.arange(source) < lengths[:, None]
     memory = np.where(shown[..., None], numbers[:, None, None], np.float32(0)) + np.zeros(DIM, np.float32)
     bias = np.where(shown, np.float32(0), np.float32(-np.inf)).reshape(len(rows), 1, 1, source)
-    return DecoderState.before_start(layout, LIMITING, memory, bias, lengths, numbers.astype(np.int64))
+    return DecoderState.before_start(layout, LIMITING, memory, bias, lengths, numbers.astype(np.int64), 5)
 
 
 def cross_of(state: DecoderState) -> tuple[np.ndarray, np.ndarray]:
