@@ -12,15 +12,15 @@ from tempfile import TemporaryDirectory
 
 import torch
 from safetensors.torch import save
-from torch import Tensor
+from torch import Tensor, nn
 
 from edgeseq import modules
 from edgeseq.config import RunConfig
 from edgeseq.data.text import read_parallel
 from edgeseq.models import Seq2Seq
 from edgeseq.training.run import load_run
-from edgeseq_export.activation_ranges import measure_ranges
-from edgeseq_export.compute_types import FLOAT32, BlockwiseWeights, ComputeType, Int8
+from edgeseq_export.activation_ranges import ActivationRange, measure_ranges
+from edgeseq_export.compute_types import choose_compute_type
 from edgeseq_export.decoding_parity import MAX_TIE_SHARE, TIE_MARGIN, compare_decoding
 from edgeseq_export.errors import ExportError
 from edgeseq_export.facts import model_facts, predictor_entry
@@ -124,8 +124,12 @@ def export_run(
         parity = _compare_decodes(model, facts, float32_folder, predictors, sources, rows)
         if compute_type != "float32":
             assert pairs is not None, "checked above"
-            chosen = _compute_type(compute_type, model, tokenizer, pairs)
-            _write_quantised(model, facts, folder, chosen, keep_float32)
+            ranges = _measure_ranges(model, tokenizer, pairs)
+            for part in split_model(model, facts):
+                kept = part.signature.file.removesuffix(".onnx") in keep_float32
+                arithmetic = choose_compute_type(compute_type, part.signature, None if kept else ranges)
+                graph = write_graph(part, arithmetic)
+                write_file(folder / part.signature.file, graph.SerializeToString(deterministic=True))
         manifest = _build_manifest(config, model, facts, folder, compute_type, parity)
         write_file(folder / MANIFEST_FILE, manifest.to_bytes())
         # Opening it runs all checks a user's runtime will run.
@@ -163,26 +167,15 @@ def _write_graphs(model: Seq2Seq, facts: ModelFacts, folder: Path) -> list[Parit
     return rows
 
 
-def _compute_type(
-    name: ComputeTypeName, model: Seq2Seq, tokenizer: Tokenizer, pairs: list[tuple[str, str]]
-) -> ComputeType:
-    if name != "int8":
-        return BlockwiseWeights(bits=4 if name == "int4" else 8)
+def _measure_ranges(
+    model: Seq2Seq, tokenizer: Tokenizer, pairs: list[tuple[str, str]]
+) -> dict[nn.Module, ActivationRange]:
     _LOGGER.info("measuring activations on %d validation pairs", min(len(pairs), _RANGE_PAIRS))
-    measured = [
+    ids = [
         ([*tokenizer.encode(source), EOS_ID], [*tokenizer.encode(target), EOS_ID])
         for source, target in pairs[:_RANGE_PAIRS]
     ]
-    return Int8(measure_ranges(model, measured, _SEED))
-
-
-def _write_quantised(
-    model: Seq2Seq, facts: ModelFacts, folder: Path, compute_type: ComputeType, keep_float32: Collection[str]
-) -> None:
-    for part in split_model(model, facts):
-        kept = part.signature.file.removesuffix(".onnx") in keep_float32
-        graph = write_graph(part, FLOAT32 if kept else compute_type)
-        write_file(folder / part.signature.file, graph.SerializeToString(deterministic=True))
+    return measure_ranges(model, ids, _SEED)
 
 
 def _pass_gate(folder: Path, float32_folder: Path, pairs: list[tuple[str, str]]) -> QuantisationReport:

@@ -18,6 +18,8 @@ from torch import Tensor, nn
 
 from edgeseq_export.activation_ranges import ActivationRange
 from edgeseq_export.graph_writer import ONNXRUNTIME_DOMAIN, GraphWriter
+from edgeseq_runtime.manifest import ComputeTypeName
+from edgeseq_runtime.signatures import GraphSignature
 
 Int8Array = NDArray[np.int8]
 FloatArray = NDArray[np.float32]
@@ -110,7 +112,7 @@ class Int8(_QuantisedTables):
 
 
 class BlockwiseWeights(_QuantisedTables):
-    """`int8-weights`, `int4`: a scale for each run of a column; activations become 8 bits in the kernel, run by run.
+    """Decoder of `int8-weights` and `int4`: a scale for each run of a column; the kernel makes activations 8 bits.
 
     Faster than `int8` for a row or two, since nothing else has to be quantised, and slower for many.
     """
@@ -146,6 +148,27 @@ class BlockwiseWeights(_QuantisedTables):
             block_size=length,
             accuracy_level=4,  # activations of 8 bits; without it the kernel is slower than float32
         )
+
+
+def choose_compute_type(
+    name: ComputeTypeName, signature: GraphSignature, ranges: Mapping[nn.Module, ActivationRange] | None
+) -> ComputeType:
+    """Picks the arithmetic of a graph.
+
+    Encoder and source keys and values have many rows, even of one sentence: they are `int8`.
+    Of `int4`, the exit head and block 1 keep 8 bits: every token runs them, and of all graphs they harmed the most.
+
+    Args:
+        name: compute type of the bundle.
+        signature: of the graph.
+        ranges: what modules read; None for a graph that stays float32.
+    """
+    if ranges is None:
+        return FLOAT32
+    if name == "int8" or signature.role in {"encoder", "cross"}:
+        return Int8(ranges)
+    sensitive = signature.role == "head" or (signature.role, signature.block) == ("block", 1)
+    return BlockwiseWeights(bits=4 if name == "int4" and not sensitive else 8)
 
 
 def quantise_columns(weight: FloatArray, bits: int = 8) -> tuple[Int8Array, FloatArray]:

@@ -10,7 +10,7 @@ import torch
 from edgeseq.config import ModelConfig, PredictorConfig, StackConfig
 from edgeseq.models.builder import build_model
 from edgeseq_export.activation_ranges import measure_ranges
-from edgeseq_export.compute_types import FLOAT32, BlockwiseWeights, ComputeType, Int8
+from edgeseq_export.compute_types import choose_compute_type
 from edgeseq_export.facts import model_facts
 from edgeseq_export.graphs import split_model
 from edgeseq_export.onnx_graphs import write_graph
@@ -80,14 +80,13 @@ def write_random_model(folder: Path, sizes: RandomSizes, compute_type: ComputeTy
     predictor = PredictorConfig(kind="halting")
     model = build_model(config, sizes.vocab_size, [predictor]).eval()
     facts = model_facts(config, model, sizes.vocab_size)
-    chosen: ComputeType = FLOAT32
-    if compute_type == "int8":
+    ranges = None
+    if compute_type != "float32":
         pieces = torch.randint(EOS_ID + 1, sizes.vocab_size, (2, _RANGE_PAIRS, _RANGE_LENGTH)).tolist()
-        chosen = Int8(measure_ranges(model, list(zip(*pieces, strict=True)), _SEED))
-    elif compute_type != "float32":
-        chosen = BlockwiseWeights(bits=4 if compute_type == "int4" else 8)
+        ranges = measure_ranges(model, list(zip(*pieces, strict=True)), _SEED)
     for part in split_model(model, facts):
-        write_file(folder / part.signature.file, write_graph(part, chosen).SerializeToString())
+        graph = write_graph(part, choose_compute_type(compute_type, part.signature, ranges))
+        write_file(folder / part.signature.file, graph.SerializeToString())
     weights = dict(model.predictor(predictor.name).named_parameters())
     halting = HaltingUnits(*(weights[name].detach().numpy() for name in ("weight", "bias")))
     return RandomModel(facts, halting)
