@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 
 import click
 
-from edgeseq.cli.options import device_option, threads_option
+from edgeseq.cli.options import beam_size_option, device_option, length_penalty_option, threads_option
 
 if TYPE_CHECKING:
     from edgeseq.evaluation.policies import PolicyErrorRates, PolicyResult
@@ -41,6 +41,8 @@ _FILE = click.Path(path_type=Path)
 @click.option(
     "--batch-size", type=click.IntRange(min=1), default=32, show_default=True, help="Sentences decoded together."
 )
+@beam_size_option
+@length_penalty_option
 @threads_option
 @device_option
 def command(
@@ -50,13 +52,16 @@ def command(
     refs: Path | None,
     depths: tuple[str, ...],
     batch_size: int,
+    beam_size: int,
+    length_penalty: float,
     threads: int,
     device: str,
 ) -> None:
     """Measure quality, depth, FLOPs and speed of depth policies on a test set.
 
     A table goes to stderr; the last line of stdout is one JSON document. "Above the line" compares an adaptive policy
-    with mixing the two fixed depths around its average depth: give those depths too, e.g. --depth 3 --depth 4.
+    with mixing the two fixed depths around its average depth: give those depths too, e.g. --depth 3 --depth 4. With a
+    beam, depths are those of the best hypotheses, FLOPs those of all; to count them, all is decoded once more.
     """
     if (ref is None) == (refs is None):
         raise click.UsageError("give either --ref, for BLEU and chrF, or --refs, for phone and word error rate")
@@ -64,16 +69,18 @@ def command(
     from edgeseq.evaluation.error_rates import read_words
     from edgeseq.evaluation.policies import evaluate_error_rates, evaluate_policies
     from edgeseq_runtime import Translator
+    from edgeseq_runtime.beam import BeamOptions
 
+    beam = BeamOptions(beam_size, length_penalty)
     results: Sequence[PolicyResult | PolicyErrorRates]
     if ref is not None:
         sources, translations = map(list, zip(*read_parallel(src, ref), strict=True))
         translator = Translator(model, device=device, threads=threads)
-        results = evaluate_policies(translator, sources, translations, _policies(translator, depths), batch_size)
+        results = evaluate_policies(translator, sources, translations, _policies(translator, depths), batch_size, beam)
     elif refs is not None:
         sources, references = read_words(src, refs)
         translator = Translator(model, device=device, threads=threads)
-        results = evaluate_error_rates(translator, sources, references, _policies(translator, depths), batch_size)
+        results = evaluate_error_rates(translator, sources, references, _policies(translator, depths), batch_size, beam)
     for line in _table(results):
         click.echo(line, err=True)
     files = {"src": str(src)} | ({"ref": str(ref)} if refs is None else {"refs": str(refs)})

@@ -19,6 +19,14 @@ device_option = click.option(
     show_default=True,
     help="Where to compute; auto takes CUDA where the installed onnxruntime has it.",
 )
+beam_size_option = click.option(
+    "--beam-size",
+    type=click.IntRange(min=1),
+    default=1,
+    show_default=True,
+    metavar="N",
+    help="Hypotheses kept per sentence; 1 is greedy search.",
+)
 length_penalty_option = click.option(
     "--length-penalty",
     type=click.FloatRange(min=0),

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 import click
 
 from edgeseq.cli.depth_view import DepthView, output_takes_colours, takes_colours
-from edgeseq.cli.options import device_option, length_penalty_option, threads_option
+from edgeseq.cli.options import beam_size_option, device_option, length_penalty_option, threads_option
 from edgeseq.cli.streams import STANDARD, LenientLines, open_output, warn
 
 if TYPE_CHECKING:
@@ -62,14 +62,7 @@ INPUT_REPAIRED = 2
     metavar="N",
     help="Most tokens of a translation. Default: 2 x source pieces + 10.",
 )
-@click.option(
-    "--beam-size",
-    type=click.IntRange(min=1),
-    default=1,
-    show_default=True,
-    metavar="N",
-    help="Hypotheses kept per sentence; 1 is greedy search.",
-)
+@beam_size_option
 @length_penalty_option
 @click.option(
     "--n-best",

@@ -8,9 +8,11 @@ from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+from edgeseq.evaluation.beam_flops import beam_flops
 from edgeseq.evaluation.error_rates import ErrorRates, score_error_rates
 from edgeseq.evaluation.scores import CorpusScores, LineTest, Sample, compare_with_line, score_corpus
 from edgeseq_runtime import Translation, Translator
+from edgeseq_runtime.beam import GREEDY, BeamOptions
 from edgeseq_runtime.flops import DecoderFlops, decoder_flops
 from edgeseq_runtime.policy import DepthPolicy, FixedDepth
 
@@ -79,6 +81,7 @@ def evaluate_policies(
     references: Sequence[str],
     depths: Sequence[str],
     batch_size: int,
+    beam: BeamOptions = GREEDY,
 ) -> list[PolicyResult]:
     """Translates a test set once per policy and measures each.
 
@@ -88,6 +91,7 @@ def evaluate_policies(
         references: one per source.
         depths: policies as a user gives them.
         batch_size: sentences decoded at once.
+        beam: of the search.
 
     Returns:
         One result per policy, in order.
@@ -95,7 +99,7 @@ def evaluate_policies(
     Raises:
         PolicyError: the bundle lacks a policy; nothing is translated then.
     """
-    runs = _run_policies(translator, sources, depths, batch_size)
+    runs = _run_policies(translator, sources, depths, batch_size, beam)
     samples = [
         Sample.collect([t.text for t in translations], references, [t.depths for t in translations])
         for _, translations in runs
@@ -120,6 +124,7 @@ def evaluate_error_rates(
     references: Sequence[Sequence[str]],
     depths: Sequence[str],
     batch_size: int,
+    beam: BeamOptions = GREEDY,
 ) -> list[PolicyErrorRates]:
     """Like `evaluate_policies`, for tokens that are separated by blanks, such as phones.
 
@@ -129,6 +134,7 @@ def evaluate_error_rates(
         references: one or more right outputs of each; see `error_rates`.
         depths: policies as a user gives them.
         batch_size: words decoded at once.
+        beam: of the search.
 
     Returns:
         One result per policy, in order.
@@ -138,19 +144,19 @@ def evaluate_error_rates(
     """
     return [
         PolicyErrorRates(**vars(run), rates=score_error_rates([t.text for t in translations], references))
-        for run, translations in _run_policies(translator, sources, depths, batch_size)
+        for run, translations in _run_policies(translator, sources, depths, batch_size, beam)
     ]
 
 
 def _run_policies(
-    translator: Translator, sources: Sequence[str], depths: Sequence[str], batch_size: int
+    translator: Translator, sources: Sequence[str], depths: Sequence[str], batch_size: int, beam: BeamOptions
 ) -> list[tuple[PolicyRun, list[Translation]]]:
     """Translates a test set once per policy, after all policies are known to exist."""
     policies = [translator.bundle.policy(depth) for depth in depths]
     runs = []
     for number, (depth, policy) in enumerate(zip(depths, policies, strict=True), start=1):
         started = time.perf_counter()
-        translations = translator.translate(list(sources), batch_size=batch_size, depth=depth)
+        translations = translator.translate(list(sources), batch_size=batch_size, depth=depth, beam=beam)
         seconds = time.perf_counter() - started
         _LOGGER.info("%d of %d: %s: %.1f s", number, len(depths), depth, seconds)
         used = [depth for translation in translations for depth in translation.depths]
@@ -158,11 +164,13 @@ def _run_policies(
             depth=policy.name,
             average_depth=sum(used) / max(len(used), 1),
             depth_shares=_shares(used, translator.manifest.model.decoder_blocks),
-            flops=count_flops(translator, translations, policy),
+            flops=count_flops(translator, translations, policy)
+            if beam == GREEDY
+            else beam_flops(translator, sources, policy, beam, batch_size),
             sentences=len(sources),
             tokens=len(used),
             seconds=seconds,
-            signature=f"{translator.signature(depth)}|batch:{batch_size}",
+            signature=f"{translator.signature(depth, beam)}|batch:{batch_size}",
         )
         runs.append((run, translations))
     return runs
@@ -174,7 +182,7 @@ def _shares(depths: Sequence[int], blocks: int) -> list[float]:
 
 
 def count_flops(translator: Translator, translations: Sequence[Translation], policy: DepthPolicy) -> DecoderFlops:
-    """Adds up the decoder FLOPs of translations that a policy made."""
+    """Adds up the decoder FLOPs of translations that a policy made by greedy search."""
     total = DecoderFlops()
     for translation in translations:
         total += decoder_flops(translator.manifest.model, translation.source_pieces, translation.depths, policy)

@@ -72,6 +72,10 @@ class BeamOptions:
             raise InputError(f"beam setting length_penalty is {self.length_penalty}, expected a finite number from 0")
 
 
+GREEDY = BeamOptions(size=1)
+"""A beam that takes the best token at each step."""
+
+
 def beam_search(
     decoder: Decoder[State],
     sources: Sequence[Sequence[int]],

@@ -7,9 +7,10 @@ bounded backfill. Symbols: d ``dim``, f ``feed_forward_dim``, K_n taps of block 
 ``convolution_heads``, V ``vocab_size``, S source pieces (EOS included), N decoder blocks, t target
 positions that self-attention reads: the current one and all before it, or those in its window.
 
-The count is that of a sentence decoded alone. In a batch the engine may also make source keys and
-values for sentences that turn out never to enter a block, because one call for all is cheaper.
-This is a model of the work, not of the time: see the measured table in the project's results.
+The count is that of a sentence decoded alone, greedily; its parts are there to count other
+searches. In a batch the engine may also make source keys and values for sentences that turn out
+never to enter a block, because one call for all is cheaper. This is a model of the work, not of
+the time: see the measured table in the project's results.
 """
 
 from collections.abc import Sequence
@@ -75,18 +76,18 @@ def decoder_flops(model: ModelFacts, source_pieces: int, depths: Sequence[int], 
     ]
     return DecoderFlops(
         blocks=sum(
-            len(positions) * _visit_flops(model, source_pieces) + _mixing_flops(model, reach, positions)
+            len(positions) * visit_flops(model, source_pieces) + mixing_flops(model, reach, positions)
             for positions, reach in zip(visited, model.decoder_reaches, strict=True)
         ),
         cross=sum(4 * source_pieces * dim**2 for positions in visited if positions),
         backfill=column_flops(model) * sum(backfilled_columns(model.decoder_reaches, depths)),
         decisions=policy.decision_flops(0)
         + sum(len(positions) * policy.decision_flops(block) for block, positions in enumerate(visited[:-1], start=1)),
-        head=2 * model.vocab_size * dim * sum(_heads_run(depth, model.decoder_blocks, policy) for depth in depths),
+        head=2 * model.vocab_size * dim * sum(heads_run(depth, model.decoder_blocks, policy) for depth in depths),
     )
 
 
-def _heads_run(depth: int, blocks: int, policy: DepthPolicy) -> int:
+def heads_run(depth: int, blocks: int, policy: DepthPolicy) -> int:
     """Exit heads of one token."""
     if not policy.reads_logits:
         return 1
@@ -120,13 +121,13 @@ def backfilled_columns(reaches: Sequence[int], depths: Sequence[int]) -> list[in
     return counts
 
 
-def _visit_flops(model: ModelFacts, source_pieces: int) -> int:
+def visit_flops(model: ModelFacts, source_pieces: int) -> int:
     """What a visit of any block costs, but for the mixing of positions."""
     dim = model.dim
     return 4 * dim**2 + 4 * source_pieces * dim + 4 * dim * model.feed_forward_dim
 
 
-def _mixing_flops(model: ModelFacts, reach: int, positions: Sequence[int]) -> int:
+def mixing_flops(model: ModelFacts, reach: int, positions: Sequence[int]) -> int:
     """What mixing costs a block that is visited at some positions."""
     dim = model.dim
     if model.mixer == "attention":

@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import overload
 
 from edgeseq_runtime._version import __version__
-from edgeseq_runtime.beam import BeamOptions, beam_search
+from edgeseq_runtime.beam import GREEDY, BeamOptions, beam_search
 from edgeseq_runtime.bundle import Bundle, load_bundle
 from edgeseq_runtime.engine import Engine
 from edgeseq_runtime.errors import InputError, TruncationWarning
@@ -34,7 +34,6 @@ WINDOW_BATCHES = 16
 """Batches' worth of lines that translate_iter reads ahead, to batch lines of similar length."""
 
 _SHOWN_CHARACTERS = 40
-_GREEDY = BeamOptions(size=1)
 
 
 @dataclass(frozen=True)
@@ -76,7 +75,7 @@ class _Options:
     @property
     def greedy(self) -> bool:
         """Whether a beam would do nothing but take the best token at each step."""
-        return self.beam == _GREEDY
+        return self.beam == GREEDY
 
     def limit(self, source: Sequence[int]) -> int:
         """Most tokens of a source's translation, EOS included."""
@@ -260,8 +259,8 @@ class Translator:
         Concatenated, the pieces equal ``translate(text).text``. Arguments are those of
         :meth:`translate`.
         """
-        options = self._options(1, depth, max_length, _GREEDY, scores=False)
-        source = self._source_ids(text)
+        options = self._options(1, depth, max_length, GREEDY, scores=False)
+        source = self.source_ids(text)
         return self._stream_pieces(source, options) if source else iter(())
 
     def _default_depth(self) -> str:
@@ -284,8 +283,18 @@ class Translator:
                 raise InputError(f"{name} is {value}, expected at least 1")
         return _Options(self._resolve(depth), batch_size, max_length, scores, _beam_options(beam))
 
-    def _source_ids(self, text: str) -> list[int]:
-        """Ids with eos, truncated with a warning; none at all for blank text."""
+    def source_ids(self, text: str) -> list[int]:
+        """Turn text into what the encoder reads.
+
+        Args:
+            text: One sentence.
+
+        Returns:
+            Ids, eos last, truncated to MAX_SOURCE_PIECES with a TruncationWarning; none for blank text.
+
+        Raises:
+            InputError: Not a str, or one that holds lone surrogates.
+        """
         ids = self._bundle.tokenizer.encode(text)
         if not ids:
             return []
@@ -302,7 +311,7 @@ class Translator:
         size = options.batch_size
         window_size = size * WINDOW_BATCHES if size > 1 else 1
         while window := list(itertools.islice(lines, window_size)):
-            sources = [self._source_ids(line) for line, _ in window]
+            sources = [self.source_ids(line) for line, _ in window]
             prefixes = [self._bundle.tokenizer.encode(prefix) for _, prefix in window]
             yield from self._translate_window(sources, prefixes, options)
 

@@ -15,12 +15,13 @@ REPOSITORY = Path(__file__).resolve().parents[2]
 PAGES = [REPOSITORY / "README.md", REPOSITORY / "export" / "README.md", REPOSITORY / "runtime" / "README.md"]
 
 # A shell function in place of the command: the same program, and training of some seconds on what a teacher makes of
-# some lines; few of them calibrate.
+# some lines; few of them calibrate, fewer validate an export.
 SHELL = """
 set -euo pipefail
 edgeseq() {{
     local few=""
     if [ "$1" = distill ]; then few="--src few.en --tgt few.de"; fi
+    if [ "$1" = export ]; then few="--valid-src fewer.en --valid-ref fewer.de"; fi
     if [ "$1" = calibrate ]; then few="--src few.en --ref few.de --proposals 2 --rounds 1"; fi
     if [ "$1" = train ] || [ "$1" = distill ]; then
         command "{program}" "$@" $few --set training.epochs=0.2 --set frozen.tokens=2000 \\
@@ -44,6 +45,7 @@ def folder(bundle: Path, run: Path, corpus_config: Path, tmp_path_factory: pytes
     for language in ("en", "de"):
         lines = corpus_config.with_name(f"train.{language}").read_text(encoding="utf-8").split("\n")[:1000]
         (folder / f"few.{language}").write_text("\n".join(lines) + "\n", encoding="utf-8")
+        (folder / f"fewer.{language}").write_text("\n".join(lines[:100]) + "\n", encoding="utf-8")
     return folder
 
 
