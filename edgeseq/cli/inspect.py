@@ -53,8 +53,7 @@ def describe(bundle: "Bundle") -> Iterator[str]:
         "Format",
         f"{manifest.format_version}, written by edgeseq {manifest.edgeseq_version} on {manifest.created}",
     )
-    yield _field("Size", f"{_megabytes(_size_bytes(manifest))} MB in {files} files")
-    yield _field("Compute type", manifest.compute_type)
+    yield _field("Size", f"{_megabytes(_size_bytes(manifest))} MB in {files} files, {manifest.compute_type}")
     yield _field("SHA-256", bundle.sha256)
     yield _field("Licence", manifest.provenance.licence)
     yield _field("Data", manifest.provenance.data)

@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
+import numpy as np
 import torch
 from safetensors.torch import save
 from torch import Tensor, nn
@@ -33,6 +34,7 @@ from edgeseq_runtime import Translator, __version__
 from edgeseq_runtime.atomic import publish_directory, write_file
 from edgeseq_runtime.bundle import describe_file, describe_graph, load_bundle
 from edgeseq_runtime.engine import Engine
+from edgeseq_runtime.known_answers import answer, asked_graphs, tensor_names
 from edgeseq_runtime.manifest import (
     MANIFEST_FILE,
     ComputeTypeName,
@@ -51,11 +53,13 @@ from edgeseq_runtime.tokenizer import EOS_ID, Tokenizer
 
 TOKENIZER_FILE = "tokenizer.model"
 PREDICTORS_FILE = "predictors.safetensors"
+KNOWN_ANSWERS_FILE = "known_answers.safetensors"
 
 _PARITY_SENTENCES = 64
 _PARITY_LENGTH = 40
 _RANGE_PAIRS = 200
 _BLAME_SENTENCES = 200
+_EXTREME = 1e3
 _SEED = 20_251
 
 _RUNTIME_CLASSES: dict[type[modules.DepthPredictor], type[Predictor]] = {
@@ -130,6 +134,7 @@ def export_run(
                 arithmetic = choose_compute_type(compute_type, part.signature, None if kept else ranges)
                 graph = write_graph(part, arithmetic)
                 write_file(folder / part.signature.file, graph.SerializeToString(deterministic=True))
+            _write_known_answers(facts, folder)
         manifest = _build_manifest(config, model, facts, folder, compute_type, parity)
         write_file(folder / MANIFEST_FILE, manifest.to_bytes())
         # Opening it runs all checks a user's runtime will run.
@@ -165,6 +170,21 @@ def _write_graphs(model: Seq2Seq, facts: ModelFacts, folder: Path) -> list[Parit
         names = ", ".join(row.graph for row in failed)
         raise ExportError(f"{names} differ(s) from torch; no bundle is written.\n{format_rows(rows)}")
     return rows
+
+
+def _write_known_answers(facts: ModelFacts, folder: Path) -> None:
+    """Has graphs work on inputs so large that their 8-bit values are the least and the greatest."""
+    generator = np.random.default_rng(_SEED)
+    inputs = {
+        key: (_EXTREME * generator.choice([-1, 1], shape)).astype(np.float32)
+        for key, (_, _, shape) in asked_graphs(facts).items()
+    }
+    answers = answer(Engine(folder, facts, device="cpu"), facts, inputs)
+    tensors: dict[str, Tensor] = {}
+    for key, given in inputs.items():
+        names = tensor_names(facts, key)
+        tensors |= dict(zip(names, (torch.from_numpy(given), torch.from_numpy(answers[key].copy())), strict=True))
+    write_file(folder / KNOWN_ANSWERS_FILE, save(tensors))
 
 
 def _measure_ranges(
@@ -266,6 +286,8 @@ def _build_manifest(
     files: list[FileEntry] = [describe_file(folder, TOKENIZER_FILE, "tokenizer")]
     if config.predictors:
         files.append(describe_file(folder, PREDICTORS_FILE, "predictors"))
+    if compute_type != "float32":
+        files.append(describe_file(folder, KNOWN_ANSWERS_FILE, "known_answers"))
     return Manifest(
         edgeseq_version=__version__,
         created=dt.datetime.now(tz=dt.UTC).date().isoformat(),

@@ -9,11 +9,12 @@ import hashlib
 import os
 import stat
 from collections.abc import Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
 import numpy as np
 
+from edgeseq_runtime.arrays import FloatArray
 from edgeseq_runtime.calibration import CALIBRATION_FILE, Calibration, parse_calibration
 from edgeseq_runtime.errors import BundleError, InputError
 from edgeseq_runtime.manifest import (
@@ -33,7 +34,7 @@ from edgeseq_runtime.signatures import GraphSignature, expected_signatures
 from edgeseq_runtime.tokenizer import Tokenizer
 
 MAX_MANIFEST_BYTES = 4 << 20
-MAX_PREDICTORS_BYTES = 64 << 20
+MAX_TENSORS_BYTES = 64 << 20
 MAX_CALIBRATION_BYTES = 1 << 20
 _CHUNK_BYTES = 1 << 20
 
@@ -50,6 +51,8 @@ class Bundle:
         tokenizer: Its tokenizer.
         predictors: Weights of its depth predictors by name.
         calibration: What was measured of it on a machine; None where it was not.
+        known_answers: Inputs and outputs by which a machine's 8-bit products are checked; see
+            ``known_answers``. Empty for float32.
     """
 
     path: Path
@@ -58,6 +61,7 @@ class Bundle:
     tokenizer: Tokenizer
     predictors: dict[str, Predictor]
     calibration: Calibration | None = None
+    known_answers: dict[str, FloatArray] = field(default_factory=dict)
 
     @property
     def operating_points(self) -> dict[str, str]:
@@ -90,6 +94,7 @@ def load_bundle(path: str | Path) -> Bundle:
         sha256=sha256,
         tokenizer=_read_tokenizer(folder, manifest),
         predictors=_read_predictors(folder, manifest),
+        known_answers={} if manifest.compute_type == "float32" else _read_tensors(folder, manifest, "known_answers"),
         calibration=_read_calibration(folder, sha256),
     )
 
@@ -225,21 +230,27 @@ def _read_calibration(folder: Path, sha256: str) -> Calibration | None:
     return parse_calibration(path.read_bytes(), path, sha256)
 
 
+def _read_tensors(folder: Path, manifest: Manifest, role: FileRole) -> dict[str, FloatArray]:
+    path = folder / _entry_of(manifest, role).file
+    if path.stat().st_size > MAX_TENSORS_BYTES:
+        raise BundleError(f"{path} has more than {MAX_TENSORS_BYTES} bytes, too large for {role.replace('_', ' ')}")
+    tensors = read_safetensors(path.read_bytes(), str(path))
+    if not all(np.isfinite(tensor).all() for tensor in tensors.values()):
+        raise BundleError(f"{path} holds numbers that are not finite: export the model again")
+    return tensors
+
+
 def _read_predictors(folder: Path, manifest: Manifest) -> dict[str, Predictor]:
     if not manifest.predictors:
         return {}
     path = folder / _entry_of(manifest, "predictors").file
-    if path.stat().st_size > MAX_PREDICTORS_BYTES:
-        raise BundleError(f"{path} has more than {MAX_PREDICTORS_BYTES} bytes, too large for depth predictors")
-    tensors = read_safetensors(path.read_bytes(), str(path))
+    tensors = _read_tensors(folder, manifest, "predictors")
     shapes = {name: tensor.shape for name, tensor in tensors.items()}
     expected: dict[str, tuple[int, ...]] = {}
     for entry in manifest.predictors:
         expected |= entry.tensor_shapes(manifest.model.dim)
     if shapes != expected:
         raise BundleError(f"{path} holds {shapes}, expected {expected}")
-    if not all(np.isfinite(tensor).all() for tensor in tensors.values()):
-        raise BundleError(f"{path} holds weights that are not finite: export the model again")
     classes: dict[PredictorKind, type[Predictor]] = {"halting": HaltingUnits, "certainty": CertaintyUnits}
     return {
         entry.name: classes.get(entry.kind, DepthClassifier)(

@@ -16,7 +16,7 @@ given graphs whose arithmetic keeps rows apart and source lengths in multiples o
 """
 
 import itertools
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -166,6 +166,22 @@ class Engine:
         step = self._run_blocks(state, places, depths)
         state.positions = state.positions + 1
         return step
+
+    def run_graph(self, role: str, block: int | None, feed: Mapping[str, AnyArray]) -> list[FloatArray]:
+        """Run one graph by itself, outside of any decode.
+
+        Args:
+            role: What it does.
+            block: Its block, None where it belongs to none.
+            feed: An array per input.
+
+        Returns:
+            Its outputs.
+
+        Raises:
+            DeviceError: onnxruntime fails.
+        """
+        return self._graphs[role, block].run(feed)
 
     def _bound(self, state: DecoderState, role: str, block: int | None = None) -> BoundGraph:
         key = (role, block)

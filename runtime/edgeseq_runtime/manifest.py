@@ -50,7 +50,7 @@ Measure = Annotated[float, Field(ge=0, allow_inf_nan=False)]
 Share = Annotated[float, Field(ge=0, le=1)]
 
 GraphRole = Literal["encoder", "cross", "embed", "block", "head"]
-FileRole = Literal["tokenizer", "predictors"]
+FileRole = Literal["tokenizer", "predictors", "known_answers"]
 DType = Literal["float32", "int64", "bool"]
 ComputeTypeName = Literal["float32", "int8", "int8-weights", "int4"]
 
@@ -376,7 +376,11 @@ class Manifest(_Record):
                 f"but the model's vocab_size is {self.model.vocab_size}"
             )
         roles = Counter(entry.role for entry in self.files)
-        expected = Counter(["tokenizer"] + ["predictors"] * bool(self.predictors))
+        expected = Counter(
+            ["tokenizer"]
+            + ["predictors"] * bool(self.predictors)
+            + ["known_answers"] * (self.compute_type != "float32")
+        )
         if roles != expected:
             raise ValueError(f"files have the roles {sorted(roles.elements())}, expected {sorted(expected)}")
         self._check_predictors()

@@ -16,6 +16,7 @@ from edgeseq_runtime.beam import GREEDY, BeamOptions, beam_search
 from edgeseq_runtime.bundle import Bundle, load_bundle
 from edgeseq_runtime.engine import Engine
 from edgeseq_runtime.errors import InputError, TruncationWarning
+from edgeseq_runtime.known_answers import check_answers
 from edgeseq_runtime.manifest import Manifest
 from edgeseq_runtime.policy import DepthPolicy
 from edgeseq_runtime.policy_names import DEFAULT_POINT
@@ -109,12 +110,15 @@ class Translator:
         Raises:
             BundleError: The bundle is missing, incomplete, changed, or of another format.
             PolicyError: The bundle does not have this depth policy.
-            DeviceError: onnxruntime is not installed, or the device cannot be used.
+            DeviceError: onnxruntime is not installed, the device cannot be used, or its 8-bit products
+                are wrong.
             InputError: ``device`` or ``threads`` is out of range.
         """
         self._bundle = load_bundle(model)
         self._policy = self._bundle.policy(self._default_depth() if depth is None else depth)
         self._engine = Engine(self._bundle.path, self.manifest.model, device, threads)
+        if self._bundle.known_answers:
+            check_answers(self._engine, self.manifest.model, self._bundle.known_answers)
 
     @property
     def bundle(self) -> Bundle:

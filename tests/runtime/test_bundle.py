@@ -226,8 +226,8 @@ def test_predictors_of_zeros_are_accepted(bundle: Path) -> None:
         ({"halting_weight": np.zeros((2, 16))}, "holds {'halting.weight': (2, 16), 'halting.bias': (3,)"),
         ({"shared_bias": None}, "'shared.weight': (1, 16), 'multinomial.weight': (4, 16)"),
         ({"other_bias": np.zeros(1)}, "'other.bias': (1,)}, expected {'halting.weight': (3, 16)"),
-        ({"multinomial_weight": np.full((4, 16), np.nan)}, "holds weights that are not finite: export the model again"),
-        ({"shared_bias": np.full(1, np.inf)}, "holds weights that are not finite"),
+        ({"multinomial_weight": np.full((4, 16), np.nan)}, "holds numbers that are not finite: export the model again"),
+        ({"shared_bias": np.full(1, np.inf)}, "holds numbers that are not finite"),
     ],
 )
 def test_wrong_predictors_are_refused(bundle: Path, changes: dict[str, np.ndarray | None], message: str) -> None:

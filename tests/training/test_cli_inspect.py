@@ -17,6 +17,8 @@ MANIFEST: dict[str, object] = {
     "format_version": 4,
     "edgeseq_version": "0.1.0",
     "created": "2026-01-31",
+    "compute_type": "float32",
+    "quantisation": None,
     "model": {
         "dim": 64,
         "heads": 4,
@@ -118,8 +120,8 @@ def inspect(*arguments: str) -> Outcome:
 def test_summary_names_what_a_user_asks_about() -> None:
     assert inspect().lines == [
         "Bundle     en-de.bundle",
-        "Format     3, written by edgeseq 0.1.0 on 2026-01-31",
-        "Size       2.00 MB in 5 files",
+        "Format     4, written by edgeseq 0.1.0 on 2026-01-31",
+        "Size       2.00 MB in 5 files, float32",
         f"SHA-256    {HASH}",
         "Licence    CC BY 2.0 FR",
         "Data       Tatoeba English-German",
@@ -180,3 +182,32 @@ def test_missing_bundle_is_named(tmp_path: Path) -> None:
     assert outcome.stderr == (
         f"edgeseq: error: bundle '{tmp_path / 'none'}' is not a folder: expected what `edgeseq export` wrote\n"
     )
+
+
+def test_what_fewer_bits_changed_is_told(inspected: dict[str, object]) -> None:
+    inspected["compute_type"] = "int8"
+    inspected["quantisation"] = {
+        "compute_type": "int8",
+        "policy": "halting:0.45",
+        "sentences": 2000,
+        "tokens": 18000,
+        "token_agreement": 0.994,
+        "depth_changes": 0.0061,
+        "float32_bleu": 31.42,
+        "float32_chrf": 53.01,
+        "bleu": 31.4,
+        "chrf": 53.0,
+    }
+    files = inspected["files"]
+    assert isinstance(files, list)
+    inspected["files"] = [
+        *files,
+        {"file": "known_answers.safetensors", "role": "known_answers", "size": 10_000, "sha256": HASH},
+    ]
+    lines = inspect().lines
+    assert "Size       2.01 MB in 6 files, int8" in lines
+    assert (
+        "int8 against float32 on 2,000 sentences: BLEU 31.40 (31.42), chrF 53.00 (53.01) at full depth; "
+        "at halting:0.45 99.40% of tokens are the same, 0.61% stop elsewhere"
+    ) in lines
+    assert "Graphs, and their largest difference from the torch modules they come from, in float32" in lines
