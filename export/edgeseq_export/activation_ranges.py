@@ -18,7 +18,8 @@ from edgeseq_runtime.tokenizer import BOS_ID
 
 _LEVELS = 255
 _KEPT = 2**16
-_SHARES = np.linspace(0.3, 1.0, 29)
+_KEPT_A_CALL = 2048
+_SHARES = np.linspace(0.2, 1.0, 33).tolist()
 
 
 @dataclass(frozen=True)
@@ -42,20 +43,22 @@ class _Observer:
     def __init__(self, generator: np.random.Generator) -> None:
         self._generator = generator
         self._low = self._high = 0.0
-        self._seen = 0
         self._samples: list[NDArray[np.float32]] = []
 
     def add(self, x: Tensor) -> None:
         values = x.detach().float().flatten().numpy()
         self._low, self._high = min(self._low, float(values.min())), max(self._high, float(values.max()))
-        self._seen += 1
-        self._samples.append(self._generator.choice(values, min(len(values), 2048)))
+        self._samples.append(self._generator.choice(values, min(len(values), _KEPT_A_CALL), replace=False))
 
     def best_range(self) -> ActivationRange:
-        """The range, up to the extremes, whose quantisation has the smallest mean squared error."""
+        """The range, up to the extremes, that leaves the least mean squared error, one end after the other."""
         values = self._generator.permutation(np.concatenate(self._samples))[:_KEPT]
-        ranges = [ActivationRange(share * self._low, share * self._high) for share in _SHARES]
-        return min(ranges, key=lambda candidate: _squared_error(values, candidate))
+
+        def error(candidate: ActivationRange) -> float:
+            return _squared_error(values, candidate)
+
+        high = min((ActivationRange(self._low, share * self._high) for share in _SHARES), key=error).high
+        return min((ActivationRange(share * self._low, high) for share in _SHARES), key=error)
 
 
 def measure_ranges(

@@ -29,7 +29,14 @@ from edgeseq_export.graphs import split_model
 from edgeseq_export.onnx_graphs import write_graph
 from edgeseq_export.operating_point import Measured, measure_policies
 from edgeseq_export.parity import compare_graph, failed_rows, format_rows
-from edgeseq_export.quantisation import GateText, blame_graphs, format_blame, measure_quantisation, problems
+from edgeseq_export.quantisation import (
+    MAX_DEPTH_CHANGES,
+    GateText,
+    blame_graphs,
+    format_blame,
+    measure_quantisation,
+    problems,
+)
 from edgeseq_runtime import Translator, __version__
 from edgeseq_runtime.atomic import publish_directory, write_file
 from edgeseq_runtime.bundle import describe_file, describe_graph, load_bundle
@@ -113,6 +120,8 @@ def export_run(
         )
     config, tokenizer, model = load_run(run)
     pairs = None if validation is None else list(read_parallel(validation.src, validation.ref))
+    if validation is not None and not any(source.strip() for source, _ in pairs or ()):
+        raise ExportError(f"{validation.src} has no line that is not blank: give validation text")
     facts = model_facts(config.model, model, tokenizer.vocab_size)
     _check_names(facts, keep_float32)
     bundle.parent.mkdir(parents=True, exist_ok=True)
@@ -216,10 +225,11 @@ def _pass_gate(folder: Path, float32_folder: Path, pairs: list[tuple[str, str]])
     _LOGGER.info("%s", report.describe())
     found = problems(report)
     if found:
+        blamed_at = policy if report.depth_changes > MAX_DEPTH_CHANGES else bundle.policy("full")
         raise ExportError(
             f"{report.compute_type} changes too much: {'; '.join(found)}. No bundle is written. Each graph alone in "
             f"{report.compute_type}, the most harmful first:\n"
-            f"{format_blame(blame_graphs(folders, model, policy, text.sources[:_BLAME_SENTENCES]))}\n"
+            f"{format_blame(blame_graphs(folders, model, blamed_at, text.sources[:_BLAME_SENTENCES]))}\n"
             "Keep those in float32 (--keep-float32 NAME), or choose another compute type."
         )
     return report

@@ -120,7 +120,8 @@ class BlockwiseWeights(_QuantisedTables):
     def __init__(self, bits: int) -> None:
         """Takes the bits of a weight, 8 or 4."""
         self._bits = bits
-        self._run_lengths = {8: (128, 64, 32, 16), 4: (32, 16)}[bits]
+        # Of 128 and more, the kernel gives a row alone other last bits than rows together.
+        self._run_lengths = {8: (64, 32, 16), 4: (32, 16)}[bits]
 
     def multiply(self, writer: GraphWriter, product: Product) -> str:
         """Adds a product; one whose weights cannot be cut into runs stays float32."""
@@ -181,8 +182,8 @@ def quantise_columns(weight: FloatArray, bits: int = 8) -> tuple[Int8Array, Floa
     Returns:
         The integers (in, out), and the scales by which they are to be multiplied, (out,).
     """
-    largest = np.abs(weight).max(axis=0)
-    scales = np.where(largest > 0, largest / (2 ** (bits - 1) - 1), 1).astype(np.float32)
+    scales = np.abs(weight).max(axis=0) / np.float32(2 ** (bits - 1) - 1)
+    scales = np.where(scales >= np.finfo(np.float32).tiny, scales, np.float32(1))
     return np.rint(weight / scales).astype(np.int8), scales
 
 

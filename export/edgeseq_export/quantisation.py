@@ -66,7 +66,7 @@ def measure_quantisation(
     Args:
         bundle: of fewer bits.
         folders: of float32 graphs, and of the bundle's.
-        policy: says where tokens stop while choices are compared. BLEU is compared at full depth.
+        policy: says where tokens stop while depths are compared. Tokens and BLEU are compared at full depth.
         text: validation text.
 
     Returns:
@@ -74,16 +74,18 @@ def measure_quantisation(
     """
     manifest = bundle.manifest
     float32, quantised = (Engine(folder, manifest.model, device="cpu") for folder in folders)
-    choices = compare_choices(float32, quantised, policy, text.sources)
     full = bundle.policy("full")
+    # At full depth every block has its say in the tokens.
+    tokens = compare_choices(float32, quantised, full, text.sources)
+    depths = compare_choices(float32, quantised, policy, text.sources)
     before, after = (_score(engine, full, bundle.tokenizer, text) for engine in (float32, quantised))
     return QuantisationReport(
         compute_type=manifest.compute_type,
         policy=policy.name,
         sentences=len(text.sources),
-        tokens=choices.tokens,
-        token_agreement=choices.token_agreement,
-        depth_changes=choices.depth_changes,
+        tokens=tokens.tokens,
+        token_agreement=tokens.token_agreement,
+        depth_changes=depths.depth_changes,
         float32_bleu=before.bleu,
         float32_chrf=before.chrf,
         bleu=after.bleu,
@@ -201,10 +203,7 @@ class _Led:
         rows = self._depths >= block
         if self._policy.decides(block):
             planned = self._policy.plan(block, exit_states, logits)
-            # Once it would have stopped, it would have said no more.
-            self.chosen[rows] = np.where(
-                self.chosen[rows] < block, self.chosen[rows], np.minimum(self.chosen[rows], planned)
-            )
+            self.chosen[rows] = np.minimum(self.chosen[rows], planned)
         return self._depths[rows]
 
     def decision_flops(self, block: int) -> int:

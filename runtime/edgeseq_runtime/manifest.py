@@ -289,11 +289,12 @@ class QuantisationReport(_Record):
 
     Attributes:
         compute_type: Of the bundle's graphs.
-        policy: The depth policy under which choices were compared.
+        policy: The depth policy under which depths were compared.
         sentences: Sentences of the text.
-        tokens: Tokens that float32 chose, along which the bundle's graphs were led.
+        tokens: Tokens that float32 chose at full depth, along which the bundle's graphs were led.
         token_agreement: Share of them that are the bundle's choice as well.
-        depth_changes: Share of them that the bundle would have stopped at another block.
+        depth_changes: Share of float32's tokens under ``policy`` that the bundle would have stopped at
+            another block.
         float32_bleu: BLEU of float32 at full depth.
         float32_chrf: chrF of float32 at full depth.
         bleu: BLEU of the bundle at full depth.
@@ -315,9 +316,9 @@ class QuantisationReport(_Record):
         """One line for people."""
         return (
             f"{self.compute_type} against float32 on {self.sentences:,} sentences: BLEU {self.bleu:.2f} "
-            f"({self.float32_bleu:.2f}), chrF {self.chrf:.2f} ({self.float32_chrf:.2f}) at full depth; "
-            f"at {self.policy} {self.token_agreement:.2%} of tokens are the same, "
-            f"{self.depth_changes:.2%} stop elsewhere"
+            f"({self.float32_bleu:.2f}), chrF {self.chrf:.2f} ({self.float32_chrf:.2f}) and "
+            f"{self.token_agreement:.2%} of tokens the same at full depth; {self.depth_changes:.2%} stop elsewhere "
+            f"at {self.policy}"
         )
 
 

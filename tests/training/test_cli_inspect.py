@@ -207,7 +207,7 @@ def test_what_fewer_bits_changed_is_told(inspected: dict[str, object]) -> None:
     lines = inspect().lines
     assert "Size       2.01 MB in 6 files, int8" in lines
     assert (
-        "int8 against float32 on 2,000 sentences: BLEU 31.40 (31.42), chrF 53.00 (53.01) at full depth; "
-        "at halting:0.45 99.40% of tokens are the same, 0.61% stop elsewhere"
+        "int8 against float32 on 2,000 sentences: BLEU 31.40 (31.42), chrF 53.00 (53.01) and "
+        "99.40% of tokens the same at full depth; 0.61% stop elsewhere at halting:0.45"
     ) in lines
     assert "Graphs, and their largest difference from the torch modules they come from, in float32" in lines
