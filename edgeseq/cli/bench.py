@@ -151,7 +151,8 @@ def _table(timings: Sequence[Timing]) -> list[str]:
         "ms/sentence",
         "ms encoder",
         "MFLOP/token",
-        "saved: time, FLOPs",
+        "time saved",
+        "FLOPs saved",
     )
     lines = [" ".join(f"{name:>12}" for name in header)]
     first = timings[0]
