@@ -74,7 +74,8 @@ def command(
 ) -> None:
     """Time whole decodes of random pieces, all of one length, in which no sentence ends by itself.
 
-    A table goes to stderr. Of each depth, stdout has one line of JSON.
+    A table goes to stderr. Of each depth, stdout has one line of JSON. What a predictor decides on random pieces says
+    nothing of text: for that, see evaluate; here an average depth is the thing to give.
     """
     if (bundle is None) != is_random:
         raise click.UsageError("give either a BUNDLE, or --random for a model with random weights")
