@@ -99,8 +99,8 @@ def command(
 def _bundle_facts(translator: Translator) -> dict[str, str]:
     manifest, model = translator.manifest, translator.manifest.model
     return {
-        "Bundle": f"{translator.bundle.path.resolve().name}, SHA-256 {translator.bundle.sha256[:12]}, exported "
-        f"{manifest.created} by edgeseq {manifest.edgeseq_version}",
+        "Bundle": f"{translator.bundle.path.resolve().name}, {manifest.compute_type}, "
+        f"SHA-256 {translator.bundle.sha256[:12]}, exported {manifest.created} by edgeseq {manifest.edgeseq_version}",
         "Model": f"{model.parameters:,} parameters, width {model.dim}, {model.encoder_blocks} encoder blocks, "
         f"{model.decoder_blocks} decoder blocks, {manifest.tokenizer.pieces:,} pieces",
         "Predictors": ", ".join(entry.name for entry in manifest.predictors) or "none",
