@@ -101,15 +101,16 @@ def _table(results: Sequence[PolicyResult | PolicyErrorRates]) -> list[str]:
     blocks = len(results[0].depth_shares)
     shares = " ".join(f"{f'at {block}':>5}" for block in range(1, blocks + 1))
     quality = " ".join(f"{name:>6}" for name in results[0].quality)
+    width = max(13, *(len(result.depth) for result in results))
     lines = [
-        f"{'depth':<13} {quality} {'average':>8} {'MFLOP':>7} {'tokens':>8}  % of tokens that stop",
-        f"{'':<13} {'':>{len(quality)}} {'depth':>8} {'/token':>7} {'/s':>8}  {shares}",
+        f"{'depth':<{width}} {quality} {'average':>8} {'MFLOP':>7} {'tokens':>8}  % of tokens that stop",
+        f"{'':<{width}} {'':>{len(quality)}} {'depth':>8} {'/token':>7} {'/s':>8}  {shares}",
     ]
     for result in results:
         percent = " ".join(f"{100 * share:>5.1f}" for share in result.depth_shares)
         values = " ".join(f"{value:>6.2f}" for value in result.quality.values())
         lines.append(
-            f"{result.depth:<13} {values} {result.average_depth:>8.2f} "
+            f"{result.depth:<{width}} {values} {result.average_depth:>8.2f} "
             f"{result.flops_per_token / 1e6:>7.2f} {result.tokens_per_second:>8,.0f}  {percent}"
         )
     translated = [result for result in results if isinstance(result, PolicyResult)]
