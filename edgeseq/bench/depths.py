@@ -82,7 +82,7 @@ class Replayed:
         self._position = -1
 
     def limits(self, memory: FloatArray, lengths: IntArray) -> IntArray:
-        """No limit; see `DepthPolicy`. A decode begins."""
+        """Those of the policy; see `DepthPolicy`. A decode begins."""
         self._position = -1
         return self._policy.limits(memory, lengths)
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import statistics
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 
 import numpy as np
 
@@ -79,9 +79,10 @@ class _Endless:
 
 @dataclass
 class _Rounds:
-    seconds: list[float]
-    encoder_seconds: list[float]
-    found: list[Hypothesis]
+    seconds: list[float] = field(default_factory=list)
+    encoder_seconds: list[float] = field(default_factory=list)
+    found: list[Hypothesis] = field(default_factory=list)
+    """Of the newest decode."""
 
 
 def time_depths(
@@ -102,11 +103,11 @@ def time_depths(
     """
     sources = draw_sources(shape, model.vocab_size, seed)
     decoder = _Endless(engine)
-    measured = [_Rounds([], [], []) for _ in policies]
+    measured = [_Rounds() for _ in policies]
     for number in range(rounds + 1):
         for policy, entry in zip(policies, measured, strict=True):
             for _ in range(max(1, _SENTENCES_A_TURN // shape.batch_size)):
-                _decode(decoder, sources, policy, shape, entry if number else _Rounds([], [], []))
+                _decode(decoder, sources, policy, shape, entry if number else _Rounds())
     return [_timing(model, policy, shape, entry) for policy, entry in zip(policies, measured, strict=True)]
 
 
@@ -123,7 +124,7 @@ def decode_once(
     """Makes a function that decodes a batch and gives the seconds it took, encoder included."""
 
     def decode() -> float:
-        entry = _Rounds([], [], [])
+        entry = _Rounds()
         _decode(_Endless(engine), sources, policy, shape, entry)
         return entry.seconds[0]
 

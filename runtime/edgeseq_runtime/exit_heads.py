@@ -53,8 +53,6 @@ class StepLogits:
         """
         if not self._kept and self._tied:
             return self._classify(0, self.exit_states)
-        if len(self._kept) == 1 and len(self._kept[0][0]) == len(depths):  # all rows, and in order
-            return self._kept[0][1]
         rest = np.ones(len(depths), dtype=np.bool_)
         for rows, _ in self._kept:
             rest[rows] = False
@@ -70,7 +68,7 @@ def _join(number: int, parts: Iterable[tuple[IntArray, FloatArray]]) -> FloatArr
     """Put rows together; each part is copied before the next one is made."""
     logits: FloatArray | None = None
     for rows, part in parts:
-        if len(rows) == number:
+        if len(rows) == number:  # all of them, and in order
             return part
         if logits is None:
             logits = np.empty((number, part.shape[1]), dtype=np.float32)
