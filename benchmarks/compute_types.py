@@ -23,10 +23,10 @@ COLUMNS = ("depth", "compute type", "MiB", "load, ms", "BLEU", "chrF", "average 
 BATCH_SIZES = (1, 32)
 
 
-def load(path: Path, threads: int) -> tuple[Translator, float]:
+def load(path: Path) -> tuple[Translator, float]:
     """Loads a bundle and says how many milliseconds it took."""
     started = time.perf_counter()
-    translator = Translator(path, device="cpu", threads=threads)
+    translator = Translator(path, device="cpu")
     return translator, 1000 * (time.perf_counter() - started)
 
 
@@ -51,13 +51,10 @@ def time_in_turn(
 @click.option("--depth", "depths", multiple=True, default=("full", "adaptive"), show_default=True)
 @click.option("--sentences", type=int, default=400, show_default=True, help="Sentences of a timed round.")
 @click.option("--rounds", type=int, default=5, show_default=True)
-@click.option("--threads", type=int, default=1, show_default=True)
-def main(
-    bundles: tuple[Path, ...], src: Path, ref: Path, depths: tuple[str, ...], sentences: int, rounds: int, threads: int
-) -> None:
+def main(bundles: tuple[Path, ...], src: Path, ref: Path, depths: tuple[str, ...], sentences: int, rounds: int) -> None:
     """Measures and prints the table; the module's description is the command's help."""
     sources, references = map(list, zip(*read_parallel(src, ref), strict=True))
-    loaded = [load(path, threads) for path in bundles]
+    loaded = [load(path) for path in bundles]
     translators = [translator for translator, _ in loaded]
     click.echo("| " + " | ".join(COLUMNS) + " |")
     click.echo("|---" * len(COLUMNS) + "|")

@@ -78,7 +78,6 @@ class Measurement:
 @click.option("--batch-size", "batch_sizes", multiple=True, type=int, default=(1, 32), show_default=True)
 @click.option("--sentences", type=int, default=500, show_default=True, help="Sentences from the start of TEXT.")
 @click.option("--rounds", type=int, default=5, show_default=True, help="Times each policy runs.")
-@click.option("--threads", type=int, default=1, show_default=True)
 def main(
     path: Path,
     text: Path,
@@ -86,11 +85,10 @@ def main(
     batch_sizes: tuple[int, ...],
     sentences: int,
     rounds: int,
-    threads: int,
 ) -> None:
     """Measures and prints the table; the module's description is the command's help."""
     bundle = load_bundle(path)
-    engine = TimedEngine(path, bundle.manifest.model, device="cpu", threads=threads)
+    engine = TimedEngine(path, bundle.manifest.model, device="cpu")
     lines = text.read_text(encoding="utf-8").split("\n")[:sentences]
     sources = sorted(([*bundle.tokenizer.encode(line), EOS_ID] for line in lines if line), key=len, reverse=True)
     click.echo("| " + " | ".join(COLUMNS) + " |")

@@ -78,6 +78,7 @@ class Replayed:
         """
         self.name = name
         self._depths = depths
+        self._deepest = np.full(len(depths), depths.max())
         self._policy = policy
         self._position = -1
 
@@ -95,7 +96,7 @@ class Replayed:
         if self._policy.decides(block):
             self._policy.plan(block, exit_states, logits)
         if block > 1:
-            return np.full(len(exit_states), self._depths.max())
+            return self._deepest[: len(exit_states)]
         self._position += 1
         return self._depths[:, self._position]
 

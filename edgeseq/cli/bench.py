@@ -79,8 +79,8 @@ def command(
     """
     if (bundle is None) != is_random:
         raise click.UsageError("give either a BUNDLE, or --random for a model with random weights")
-    from edgeseq.bench.timing import Shape, time_depths
-    from edgeseq_runtime.engine import Engine
+    from edgeseq.bench.processes import Measurement, time_in_processes
+    from edgeseq.bench.timing import Shape
 
     shape = Shape(batch_size, source_length, target_length)
     if bundle is not None:
@@ -88,21 +88,22 @@ def command(
 
         loaded = load_bundle(bundle)
         facts, what = loaded.manifest.model, loaded.manifest.compute_type
-        engine = Engine(loaded.path, facts, device, threads)
         halting = [f"{entry.name}:0.5" for entry in loaded.manifest.predictors if entry.kind == "halting"]
         deciding = loaded.policy(halting[0] if halting else "full")
         policies = [_replayed(depth, facts, shape, deciding) or loaded.policy(depth) for depth in depths]
+        measured = time_in_processes(Measurement(loaded.path, facts, device, policies, shape, rounds), threads)
     else:
         from edgeseq_export.random_models import RandomSizes, write_random_model
 
         sizes = RandomSizes(dim, ffn, vocab, encoder_blocks or blocks, blocks)
-        with tempfile.TemporaryDirectory(prefix="edgeseq-bench-") as folder:
-            model = write_random_model(Path(folder), sizes, compute_type)
+        with tempfile.TemporaryDirectory(prefix="edgeseq-bench-") as name:
+            folder = Path(name)
+            model = write_random_model(folder, sizes, compute_type)
             facts, what = model.facts, compute_type
-            engine = Engine(Path(folder), facts, device, threads)
-        policies = [_replayed(depth, facts, shape, model.halting_policy()) or _fixed(depth, facts) for depth in depths]
-    timings = time_depths(engine, facts, policies, shape, rounds)
-    for line in _table(timings):
+            deciding = model.halting_policy()
+            policies = [_replayed(depth, facts, shape, deciding) or _fixed(depth, facts) for depth in depths]
+            measured = time_in_processes(Measurement(folder, facts, device, policies, shape, rounds), threads)
+    for line in _table(measured.timings):
         click.echo(line, err=True)
     setting = {
         "batch_size": batch_size,
@@ -110,10 +111,10 @@ def command(
         "target_length": target_length,
         "compute_type": what,
         "threads": threads,
-        "provider": engine.provider,
+        "provider": measured.provider,
         "parameters": facts.parameters,
     }
-    for timing in timings:
+    for timing in measured.timings:
         click.echo(json.dumps({**timing.record(), **setting}))
 
 

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 
 import click
 
-from edgeseq.cli.options import device_option, threads_option
+from edgeseq.cli.options import device_option
 from edgeseq.cli.streams import log_to_stderr
 
 if TYPE_CHECKING:
@@ -61,7 +61,6 @@ _LEVEL = click.FloatRange(min=0, max=1, min_open=True, max_open=True)
 @click.option(
     "--batch-size", type=_COUNT, default=32, show_default=True, help="Sentences decoded together, when timing."
 )
-@threads_option
 @device_option
 @click.option("--seed", type=int, default=0, show_default=True, help="Of the proposals, and of parting the text.")
 def command(
@@ -80,7 +79,6 @@ def command(
     rounds: int,
     timing_sentences: int,
     batch_size: int,
-    threads: int,
     device: str,
     seed: int,
 ) -> None:
@@ -104,7 +102,7 @@ def command(
 
     log_to_stderr()
     sources, references = map(list, zip(*read_parallel(src, ref), strict=True))
-    translator = Translator(model, device=device, threads=threads)
+    translator = Translator(model, device=device)
     path = translator.bundle.path / CALIBRATION_FILE
     if not os.access(path.parent, os.W_OK):
         raise click.ClickException(f"cannot write {path}: the folder is read-only; copy the bundle to one that is not")
@@ -151,7 +149,7 @@ def _table(calibration: Calibration) -> list[str]:
     machine = calibration.machine
     lines.append(
         f"{calibration.sentences} sentences; times at batch size {machine.batch_size}, {machine.provider}, "
-        f"{machine.threads} of {machine.cpu_count} threads"
+        f"1 of {machine.cpu_count} processors"
     )
     lines += [
         f"adaptive:{point.name}: {point.guarantee.describe()}"

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from contextlib import ExitStack
 from pathlib import Path
 from typing import Literal
 
@@ -10,6 +11,7 @@ import click
 from edgeseq.cli.configuration import FILE, configuration_options, limit_kernel_cache, resolve_config
 from edgeseq.cli.options import length_penalty_option
 from edgeseq.cli.streams import log_to_stderr
+from edgeseq.cli.translators import open_translator
 
 _NAME_DIGITS = 12
 
@@ -86,7 +88,7 @@ _NAME_DIGITS = 12
     default=1,
     show_default=True,
     metavar="N",
-    help="Threads of each of the teacher's computations.",
+    help="Processor cores that the teacher uses: so many processes share the text, each with a batch of its own.",
 )
 @click.option(
     "--device",
@@ -135,15 +137,16 @@ def command(
     log_to_stderr()
     from edgeseq.distillation.run import check_run, distill
     from edgeseq.distillation.selection import Selection
-    from edgeseq_runtime import BeamOptions, Translator
+    from edgeseq_runtime import BeamOptions
 
     beam = BeamOptions(beam_size, length_penalty, n_best)
     selection = Selection(select, original, shortest, longest, min_score)
     student = resolve_config(config, overrides, files)
     training_begun = (run / TOKENIZER_FILE).exists()  # the first thing that training makes of the text
     check_run(run, resume=resume, training_begun=training_begun)
-    translator = Translator(_bundle_of(teacher, run), depth=depth, device=device, threads=threads)
-    student = distill(student, translator, run, beam, selection, batch_size, training_begun=training_begun)
+    with ExitStack() as stack:
+        translator = open_translator(stack, _bundle_of(teacher, run), depth, device, threads)
+        student = distill(student, translator, run, beam, selection, batch_size, training_begun=training_begun)
     train(student, run, resume)
 
 

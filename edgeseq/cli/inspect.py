@@ -129,7 +129,7 @@ def _describe_calibration(calibration: "Calibration") -> Iterator[str]:
     yield ""
     yield (
         f"Calibrated on {calibration.created}: {calibration.sentences:,} sentences; times at batch size "
-        f"{machine.batch_size}, {machine.provider}, {machine.threads} of {machine.cpu_count} threads"
+        f"{machine.batch_size}, {machine.provider}, 1 of {machine.cpu_count} processors"
     )
     rows: list[tuple[str, MeasuredPolicy]] = [("full", calibration.full_depth)]
     rows += [(f"adaptive:{point.name} = {point.policy}", point) for point in calibration.points]

@@ -10,7 +10,7 @@ threads_option = click.option(
     default=1,
     show_default=True,
     metavar="N",
-    help="Threads of each computation.",
+    help="Processor cores to use: so many processes share the sentences, each with one thread and a batch of its own.",
 )
 device_option = click.option(
     "--device",

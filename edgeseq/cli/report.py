@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING
 
 import click
 
-from edgeseq.cli.options import device_option, threads_option
+from edgeseq.cli.options import device_option
 from edgeseq.cli.streams import log_to_stderr
 
 if TYPE_CHECKING:
@@ -47,7 +47,6 @@ _COUNT = click.IntRange(min=1)
     help="Sentences to browse, some of them of extreme depth.",
 )
 @click.option("--batch-size", type=_COUNT, default=32, show_default=True, help="Sentences decoded together.")
-@threads_option
 @device_option
 def command(
     bundle: str,
@@ -58,7 +57,6 @@ def command(
     sentences: int | None,
     sample: int,
     batch_size: int,
-    threads: int,
     device: str,
 ) -> None:
     """Write a page about a bundle's depth policies: one HTML file that loads nothing from elsewhere.
@@ -79,7 +77,7 @@ def command(
     log_to_stderr()
     pairs = list(read_parallel(src, ref))[:sentences]
     sources, references = map(list, zip(*pairs, strict=True))
-    translator = Translator(bundle, device=device, threads=threads)
+    translator = Translator(bundle, device=device)
     measured = measure(translator, sources, references, depths, batch_size)
     shown = sample_sentences(measured, translator.bundle.tokenizer, sources, references, sample)
     name = translator.bundle.path.resolve().name
@@ -87,7 +85,7 @@ def command(
         **_bundle_facts(translator),
         "Text": f"{len(pairs):,} sentences of {src.name} and {ref.name}, SHA-256 {_text_hash(sources, references)}",
         "Machine": f"{platform.machine()}, {os.cpu_count()} logical processors, {translator.engine.provider}, "
-        f"{threads} thread{'s' * (threads > 1)}, {batch_size} sentences at once",
+        f"one thread, {batch_size} sentences at once",
         "Made": dt.datetime.now(tz=dt.UTC).strftime("%Y-%m-%d %H:%M UTC"),
     }
     predictors = [(entry.name, entry.kind, entry.training) for entry in translator.manifest.predictors]

@@ -12,6 +12,7 @@ import click
 from edgeseq.cli.depth_view import DepthView, output_takes_colours, takes_colours
 from edgeseq.cli.options import beam_size_option, device_option, length_penalty_option, threads_option
 from edgeseq.cli.streams import STANDARD, LenientLines, open_output, warn
+from edgeseq.cli.translators import open_translator
 
 if TYPE_CHECKING:
     from edgeseq_runtime import Translation
@@ -51,8 +52,8 @@ INPUT_REPAIRED = 2
     default=32,
     show_default=True,
     metavar="N",
-    help="Sentences decoded together; lines are read ahead to batch similar lengths. With 1, each "
-    "line is answered before the next is read.",
+    help="Sentences decoded together; lines are read ahead to batch similar lengths. With 1, and one "
+    "thread, each line is answered before the next is read.",
 )
 @threads_option
 @device_option
@@ -138,17 +139,17 @@ def command(
     if show_depth and n_best > 1:
         message = f"--show-depth shows one translation a line, --n-best {n_best} writes several; leave one of them out"
         raise click.UsageError(message)
-    from edgeseq_runtime import BeamOptions, Translator
+    from edgeseq_runtime import BeamOptions
 
     beam = BeamOptions(beam_size, length_penalty, n_best, min_length, no_repeat_ngram)
     with contextlib.ExitStack() as stack:
         lines = stack.enter_context(LenientLines(input_path))
-        translator = Translator(model, depth=depth, device=device, threads=threads)
+        translator = open_translator(stack, model, depth, device, threads)
         stack.enter_context(_warnings_as_lines())
         output = stack.enter_context(open_output(output_path))
         trace = stack.enter_context(open_output(trace_path)) if trace_path else None
         prefixes = stack.enter_context(LenientLines(prefix_path)) if prefix_path else None
-        view = _start_view(translator.manifest.model.decoder_blocks, output_path) if show_depth else None
+        view = _start_view(translator.bundle.manifest.model.decoder_blocks, output_path) if show_depth else None
         results = translator.translate_iter(
             lines, batch_size=batch_size, max_length=max_length, beam=beam, prefixes=prefixes
         )

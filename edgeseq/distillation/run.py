@@ -12,7 +12,7 @@ from edgeseq.data.text import read_parallel
 from edgeseq.distillation.selection import SOURCE_FILE, TARGET_FILE, Selection, write_pairs
 from edgeseq.distillation.translations import TranslationSettings, has_translations, translate_text
 from edgeseq.errors import ConfigError
-from edgeseq_runtime import BeamOptions, Translator
+from edgeseq_runtime import BeamOptions, Translator, TranslatorPool
 from edgeseq_runtime.bundle import Bundle
 from edgeseq_runtime.translator import MAX_SOURCE_PIECES
 
@@ -45,7 +45,7 @@ def check_run(run: Path, *, resume: bool, training_begun: bool) -> None:
 
 def distill(
     config: RunConfig,
-    translator: Translator,
+    translator: Translator | TranslatorPool,
     run: Path,
     beam: BeamOptions,
     selection: Selection,

@@ -16,7 +16,7 @@ from pathlib import Path
 from edgeseq.data.text import read_lines
 from edgeseq.errors import CheckpointError
 from edgeseq.progress import ProgressLine
-from edgeseq_runtime import BeamOptions, Translation, Translator
+from edgeseq_runtime import BeamOptions, Translation, Translator, TranslatorPool
 from edgeseq_runtime.atomic import write_file
 from edgeseq_runtime.tokenizer import EOS_ID
 
@@ -81,7 +81,7 @@ def has_translations(folder: Path) -> bool:
 
 
 def translate_text(
-    translator: Translator, src: Path, folder: Path, settings: TranslationSettings, batch_size: int
+    translator: Translator | TranslatorPool, src: Path, folder: Path, settings: TranslationSettings, batch_size: int
 ) -> None:
     """Translates the lines of a text that the folder does not hold yet.
 
@@ -180,7 +180,7 @@ def _read_settings(path: Path) -> dict[str, object]:
 
 
 def _translate(
-    translator: Translator, lines: list[str], settings: TranslationSettings, batch_size: int
+    translator: Translator | TranslatorPool, lines: list[str], settings: TranslationSettings, batch_size: int
 ) -> Iterator[TeacherLine]:
     tokenizer = translator.bundle.tokenizer
     (end,) = tokenizer.pieces([EOS_ID])

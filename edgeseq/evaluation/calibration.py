@@ -90,7 +90,6 @@ def calibrate(
         machine=Machine(
             provider=translator.engine.provider,
             onnxruntime=onnxruntime_version(),
-            threads=translator.engine.threads,
             batch_size=settings.batch_size,
             cpu_count=os.cpu_count() or 1,
         ),

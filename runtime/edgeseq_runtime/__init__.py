@@ -23,8 +23,10 @@ if TYPE_CHECKING:
         InputError,
         PolicyError,
         TruncationWarning,
+        WorkerError,
     )
     from edgeseq_runtime.translator import Translation, Translator
+    from edgeseq_runtime.translator_pool import TranslatorPool
 
 __all__ = [
     "BeamOptions",
@@ -35,7 +37,9 @@ __all__ = [
     "PolicyError",
     "Translation",
     "Translator",
+    "TranslatorPool",
     "TruncationWarning",
+    "WorkerError",
     "__version__",
 ]
 
@@ -47,8 +51,10 @@ _HOMES = {
     "InputError": "errors",
     "PolicyError": "errors",
     "TruncationWarning": "errors",
+    "WorkerError": "errors",
     "Translation": "translator",
     "Translator": "translator",
+    "TranslatorPool": "translator_pool",
 }
 
 

@@ -14,7 +14,7 @@ from edgeseq_runtime.errors import BundleError
 from edgeseq_runtime.manifest import Measure, PositiveInt, Sha256, list_problems
 
 CALIBRATION_FILE = "calibration.json"
-CALIBRATION_VERSION: Final = 1
+CALIBRATION_VERSION: Final = 2
 
 _Level = Annotated[float, Field(gt=0, lt=1)]
 
@@ -29,14 +29,12 @@ class Machine(_Record):
     Attributes:
         provider: The execution provider of onnxruntime.
         onnxruntime: Its version.
-        threads: Threads of each computation.
         batch_size: Sentences decoded together.
         cpu_count: Logical processors of the machine.
     """
 
     provider: Annotated[str, Field(min_length=1, max_length=100)]
     onnxruntime: Annotated[str, Field(min_length=1, max_length=100)]
-    threads: PositiveInt
     batch_size: PositiveInt
     cpu_count: PositiveInt
 
@@ -122,7 +120,7 @@ class Calibration(_Record):
     """
 
     format: Literal["edgeseq-calibration"] = "edgeseq-calibration"
-    format_version: Literal[1] = CALIBRATION_VERSION
+    format_version: Literal[2] = CALIBRATION_VERSION
     edgeseq_version: str
     created: Annotated[str, Field(pattern=r"^\d{4}-\d{2}-\d{2}")]
     bundle_sha256: Sha256

@@ -64,24 +64,20 @@ class Engine:
         full_depth: Number of decoder blocks.
     """
 
-    def __init__(self, folder: Path, model: ModelFacts, device: str = "auto", threads: int = 1) -> None:
+    def __init__(self, folder: Path, model: ModelFacts, device: str = "auto") -> None:
         """Create the sessions.
 
         Args:
             folder: A bundle whose files have been checked.
             model: Facts of its model.
             device: ``cpu``, ``cuda`` or ``auto``.
-            threads: Threads that one graph may use, at least 1.
 
         Raises:
             BundleError: A graph cannot be loaded, or is not what the manifest declares.
             DeviceError: The device cannot be used.
-            InputError: ``device`` or ``threads`` is out of range.
+            InputError: ``device`` is out of range.
         """
-        if threads < 1:
-            raise InputError(f"threads is {threads}, expected at least 1")
-        self.threads = threads
-        self.provider, self._graphs = _open_graphs(folder, model, device, threads)
+        self.provider, self._graphs = _open_graphs(folder, model, device)
         self._dim = model.dim
         self._vocab_size = model.vocab_size
         self._layout = Layout(model)
@@ -231,6 +227,7 @@ class Engine:
         if depths is not None:
             free = depths == 0
             limits = np.where(free, limits, depths)
+        lowest = limits.min()
         heads = StepLogits(state.exit_states, partial(self._classify, state), tied=self._tied)
         used = np.full(state.rows, self.full_depth, dtype=np.int64)
         for block in range(1, self.full_depth + 1):
@@ -243,18 +240,21 @@ class Engine:
                 logits = heads.classify(block, exit_states) if policy.reads_logits else None
                 planned = np.minimum(limits, policy.plan(block, exit_states, logits))
                 limits = planned if free is None else np.where(free, planned, limits)
-            if limits.min() > block:
+                lowest = limits.min()
+            if lowest > block:
                 continue
-            stays = limits > block
-            used[places.active[~stays]] = block
             state.skip_blocks_above(block)
+            stops = limits <= block
+            stopping = places.active[stops]
+            used[stopping] = block
             if logits is not None:
-                heads.keep(places.active, logits, ~stays)
-            going = stays.nonzero()[0]
-            if not len(going):
+                heads.keep(places.active, logits, stops)
+            if len(stopping) == len(limits):
                 break
+            going = (~stops).nonzero()[0]
             places.narrow(going)
             limits = limits.take(going)
+            lowest = limits.min()
             free = None if free is None else free.take(going)
         return Step(heads.finish(used), used)
 
@@ -311,19 +311,19 @@ class Engine:
         return logits
 
 
-def _open_graphs(folder: Path, model: ModelFacts, device: str, threads: int) -> tuple[str, Graphs]:
+def _open_graphs(folder: Path, model: ModelFacts, device: str) -> tuple[str, Graphs]:
     """Create the sessions; ``auto`` takes the CPU where CUDA is offered but cannot be started."""
     provider = select_provider(device)
     try:
-        return provider, _create_graphs(folder, model, provider, threads)
+        return provider, _create_graphs(folder, model, provider)
     except DeviceError:
         if device != "auto" or provider == CPU_PROVIDER:
             raise
-    return CPU_PROVIDER, _create_graphs(folder, model, CPU_PROVIDER, threads)
+    return CPU_PROVIDER, _create_graphs(folder, model, CPU_PROVIDER)
 
 
-def _create_graphs(folder: Path, model: ModelFacts, provider: str, threads: int) -> Graphs:
+def _create_graphs(folder: Path, model: ModelFacts, provider: str) -> Graphs:
     return {
-        (signature.role, signature.block): Graph(folder, signature, provider, threads)
+        (signature.role, signature.block): Graph(folder, signature, provider)
         for signature in expected_signatures(model)
     }

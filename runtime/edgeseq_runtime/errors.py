@@ -24,5 +24,9 @@ class DeviceError(EdgeseqRuntimeError):
     """onnxruntime is not installed, or the device asked for cannot be used."""
 
 
+class WorkerError(EdgeseqRuntimeError):
+    """A process of a TranslatorPool has died."""
+
+
 class TruncationWarning(UserWarning):
     """An input was longer than the runtime translates, and its end was left out."""

@@ -69,14 +69,13 @@ class Graph:
         provider: The execution provider it runs on.
     """
 
-    def __init__(self, folder: Path, signature: GraphSignature, provider: str, threads: int) -> None:
+    def __init__(self, folder: Path, signature: GraphSignature, provider: str) -> None:
         """Create the session and compare its inputs and outputs with ``signature``.
 
         Args:
             folder: The bundle.
             signature: What the graph is expected to be.
             provider: An execution provider of :func:`select_provider`.
-            threads: Threads that one run may use.
 
         Raises:
             BundleError: onnxruntime refuses the file, or it is not the graph expected.
@@ -85,7 +84,7 @@ class Graph:
         self._file = signature.file
         self.provider = provider
         self._outputs = [tensor.name for tensor in signature.outputs]
-        self._session = _create_session(folder / signature.file, provider, threads)
+        self._session = _create_session(folder / signature.file, provider)
         if provider not in self._session.get_providers():
             raise DeviceError(
                 f"{provider} could not be started, and falling back to another device is not done "
@@ -219,10 +218,12 @@ def _share_arena() -> None:
 
 
 # onnxruntime has no type hints, so its objects are Any from here on.
-def _create_session(path: Path, provider: str, threads: int) -> Any:
+def _create_session(path: Path, provider: str) -> Any:
     onnxruntime = _import_onnxruntime()
     options = onnxruntime.SessionOptions()
-    options.intra_op_num_threads = threads
+    # Each session would have threads of its own, and they wait by spinning: two on two cores are 8 times as
+    # slow as one. Processor cores are for sentences; see ``translator_pool``.
+    options.intra_op_num_threads = 1
     options.inter_op_num_threads = 1
     options.log_severity_level = _ERRORS_ONLY
     # A session's own arena never shrinks, and N blocks would hold the largest batch N times. With no

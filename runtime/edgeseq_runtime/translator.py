@@ -1,7 +1,8 @@
 """The runtime's front door: text in, translations out.
 
 Brings together the bundle's tokenizer, the search and the engine; decides batches and limits.
-A Translator may be shared by threads: everything a call changes belongs to that call.
+A Translator may be shared by threads: everything a call changes belongs to that call. To use
+several processor cores, see ``translator_pool``.
 """
 
 import itertools
@@ -94,7 +95,6 @@ class Translator:
         *,
         depth: str | int | None = None,
         device: str = "auto",
-        threads: int = 1,
     ) -> None:
         """Check a bundle and load it.
 
@@ -104,19 +104,17 @@ class Translator:
                 bundle such as ``halting:0.9``; see ``policy_names``. None means ``adaptive`` where the
                 bundle has a default operating point, else ``full``.
             device: ``cpu``, ``cuda`` (an error where it cannot be had), or ``auto``.
-            threads: Threads that one operation may use. Several Translators or Python threads
-                make better use of many cores than one call does.
 
         Raises:
             BundleError: The bundle is missing, incomplete, changed, or of another format.
             PolicyError: The bundle does not have this depth policy.
             DeviceError: onnxruntime is not installed, the device cannot be used, or its 8-bit products
                 are wrong.
-            InputError: ``device`` or ``threads`` is out of range.
+            InputError: ``device`` is out of range.
         """
         self._bundle = load_bundle(model)
-        self._policy = self._bundle.policy(self._default_depth() if depth is None else depth)
-        self._engine = Engine(self._bundle.path, self.manifest.model, device, threads)
+        self._policy = self._bundle.policy(default_depth(self._bundle) if depth is None else depth)
+        self._engine = Engine(self._bundle.path, self.manifest.model, device)
         if self._bundle.known_answers:
             check_answers(self._engine, self.manifest.model, self._bundle.known_answers)
 
@@ -150,7 +148,6 @@ class Translator:
         parts = {
             "bundle": self._bundle.sha256[:12],
             "provider": self._engine.provider,
-            "threads": str(self._engine.threads),
             "depth": self._resolve(depth).name,
             "beam": str(_beam_options(beam)),
             "edgeseq": __version__,
@@ -255,7 +252,7 @@ class Translator:
         if isinstance(lines, str):
             raise InputError(f"expected an iterable of lines, got the str {lines[:_SHOWN_CHARACTERS]!r}")
         options = self._options(batch_size, depth, max_length, beam, scores=scores)
-        return self._translate_windows(_with_prefixes(lines, prefixes), options)
+        return self._translate_windows(with_prefixes(lines, prefixes), options)
 
     def stream(self, text: str, *, depth: str | int | None = None, max_length: int | None = None) -> Iterator[str]:
         """Translate one text, giving pieces of it as they are produced.
@@ -266,9 +263,6 @@ class Translator:
         options = self._options(1, depth, max_length, GREEDY, scores=False)
         source = self.source_ids(text)
         return self._stream_pieces(source, options) if source else iter(())
-
-    def _default_depth(self) -> str:
-        return "adaptive" if DEFAULT_POINT in self._bundle.operating_points else "full"
 
     def _resolve(self, depth: str | int | None) -> DepthPolicy:
         return self._policy if depth is None else self._bundle.policy(depth)
@@ -282,9 +276,7 @@ class Translator:
         *,
         scores: bool,
     ) -> _Options:
-        for name, value in (("batch_size", batch_size), ("max_length", max_length)):
-            if value is not None and value < 1:
-                raise InputError(f"{name} is {value}, expected at least 1")
+        check_settings(batch_size, max_length)
         return _Options(self._resolve(depth), batch_size, max_length, scores, _beam_options(beam))
 
     def source_ids(self, text: str) -> list[int]:
@@ -379,7 +371,19 @@ class Translator:
             yield rest
 
 
-def _with_prefixes(lines: Iterable[str], prefixes: Iterable[str] | None) -> Iterator[tuple[str, str]]:
+def default_depth(bundle: Bundle) -> str:
+    """The depth policy of who names none."""
+    return "adaptive" if DEFAULT_POINT in bundle.operating_points else "full"
+
+
+def check_settings(batch_size: int, max_length: int | None) -> None:
+    """Refuse settings of a call that are out of range."""
+    for name, value in (("batch_size", batch_size), ("max_length", max_length)):
+        if value is not None and value < 1:
+            raise InputError(f"{name} is {value}, expected at least 1")
+
+
+def with_prefixes(lines: Iterable[str], prefixes: Iterable[str] | None) -> Iterator[tuple[str, str]]:
     """Pair lines with their prefixes, empty ones where there are none.
 
     Raises:

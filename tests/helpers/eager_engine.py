@@ -21,8 +21,8 @@ class EagerEngine(Engine):
 
     backfilled = 0
 
-    def __init__(self, folder: Path, model: ModelFacts, device: str = "auto", threads: int = 1) -> None:
-        super().__init__(folder, model, device, threads)
+    def __init__(self, folder: Path, model: ModelFacts, device: str = "auto") -> None:
+        super().__init__(folder, model, device)
         self._facts = model
 
     def step(

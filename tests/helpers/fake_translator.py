@@ -4,7 +4,7 @@ import warnings
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
 from types import SimpleNamespace
-from typing import ClassVar
+from typing import ClassVar, Self
 
 from edgeseq_runtime.beam import BeamOptions
 from edgeseq_runtime.errors import BundleError, TruncationWarning
@@ -38,10 +38,16 @@ class FakeTranslator:
     calls: ClassVar[list[dict[str, object]]] = []
     lines: ClassVar[list[str]] = []
     error: ClassVar[BaseException] = BundleError("bundle 'b' is broken")
-    manifest = SimpleNamespace(model=SimpleNamespace(decoder_blocks=6))
+    bundle = SimpleNamespace(manifest=SimpleNamespace(model=SimpleNamespace(decoder_blocks=6)))
 
     def __init__(self, path: str, **settings: object) -> None:
         self.calls.append({"path": path, **settings})
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.calls.append({"closed": True})
 
     def translate_iter(
         self, lines: Iterable[str], *, beam: BeamOptions, **settings: object

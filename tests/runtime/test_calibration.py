@@ -26,14 +26,13 @@ def document(sha256: str, **changes: object) -> bytes:
     """A calibration with two points, as a file holds it."""
     content: dict[str, object] = {
         "format": "edgeseq-calibration",
-        "format_version": 1,
+        "format_version": 2,
         "edgeseq_version": "0.1.0",
         "created": "2026-01-01",
         "bundle_sha256": sha256,
         "machine": {
             "provider": "CPUExecutionProvider",
             "onnxruntime": "1.0",
-            "threads": 1,
             "batch_size": 32,
             "cpu_count": 2,
         },
@@ -124,7 +123,7 @@ def load_bundle_hash(folder: Path) -> str:
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        ({"format_version": 2}, r"delete it, .* \(1 problems\):\n  format_version: Input should be 1"),
+        ({"format_version": 1}, r"delete it, .* \(1 problems\):\n  format_version: Input should be 2"),
         ({"format": "other"}, "format: Input should be 'edgeseq-calibration'"),
         ({"price": "money"}, "price: Input should be 'ms', 'flops' or 'blocks'"),
         ({"surprise": 1}, "surprise: Extra inputs are not permitted"),

@@ -625,11 +625,6 @@ def test_wrong_steps_are_refused(plain: Case) -> None:
         engine.step(state, np.zeros(2, dtype=np.int64), depths=np.array([1, 5]))
 
 
-def test_threads_out_of_range_are_refused(plain: Case) -> None:
-    with pytest.raises(InputError, match="threads is 0, expected at least 1"):
-        Engine(plain.folder, plain.facts, device="cpu", threads=0)
-
-
 def test_graph_of_another_model_is_refused_by_name(plain: Case) -> None:
     other = tiny_facts(decoder_reaches=[3, 5, 1, 9])
     with pytest.raises(BundleError, match=r"block_4\.onnx is not the graph the manifest declares"):

@@ -126,7 +126,7 @@ def write_head(
 
 def test_graph_runs(tmp_path: Path) -> None:
     """Control of the refusals; axes whose size varies may be called anything."""
-    graph = Graph(write_head(tmp_path), HEAD, CPU_PROVIDER, 1)
+    graph = Graph(write_head(tmp_path), HEAD, CPU_PROVIDER)
     (logits,) = graph.run({"exit_states": np.ones((3, 16), dtype=np.float32)})
     np.testing.assert_array_equal(logits, np.full((3, 60), 16, dtype=np.float32))
 
@@ -153,7 +153,7 @@ def test_graph_that_lies_about_its_signature_is_refused(
     tmp_path: Path, changes: dict[str, list[tuple[str, int, list[int | str | None]]]], message: str
 ) -> None:
     with pytest.raises(BundleError) as error:
-        Graph(write_head(tmp_path, **changes), HEAD, CPU_PROVIDER, 1)
+        Graph(write_head(tmp_path, **changes), HEAD, CPU_PROVIDER)
     assert str(error.value).startswith("head.onnx is not the graph the manifest declares: ")
     assert message in str(error.value)
 
@@ -163,13 +163,13 @@ def test_wrong_type_is_refused(tiny_bundle: Path) -> None:
     floats = tuple(spec.model_copy(update={"dtype": "float32"}) for spec in embed.inputs)
     wrong = GraphSignature(embed.file, embed.role, None, floats, embed.outputs)
     with pytest.raises(BundleError, match=r"its inputs are tokens tensor\(int64\)"):
-        Graph(tiny_bundle, wrong, CPU_PROVIDER, 1)
+        Graph(tiny_bundle, wrong, CPU_PROVIDER)
 
 
 def test_file_that_is_no_graph_is_refused(tmp_path: Path) -> None:
     (tmp_path / HEAD.file).write_bytes(b"not a graph")
     with pytest.raises(BundleError, match=r"head\.onnx cannot be loaded by onnxruntime \d"):
-        Graph(tmp_path, HEAD, CPU_PROVIDER, 1)
+        Graph(tmp_path, HEAD, CPU_PROVIDER)
 
 
 def test_provider_that_does_not_start_is_an_error(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -183,7 +183,7 @@ def test_provider_that_does_not_start_is_an_error(tmp_path: Path, monkeypatch: p
     monkeypatch.setattr(onnxruntime, "InferenceSession", fall_back)
     monkeypatch.setattr(onnxruntime, "preload_dlls", lambda: None)
     with pytest.raises(DeviceError, match="CUDAExecutionProvider could not be started, and falling"):
-        Graph(write_head(tmp_path), HEAD, CUDA_PROVIDER, 1)
+        Graph(write_head(tmp_path), HEAD, CUDA_PROVIDER)
 
 
 def test_auto_goes_on_with_the_cpu_where_cuda_does_not_start(
@@ -212,7 +212,7 @@ EMBED = next(s for s in expected_signatures(tiny_facts()) if s.role == "embed")
 
 @pytest.fixture(scope="module")
 def embed(tiny_bundle: Path) -> Graph:
-    return Graph(tiny_bundle, EMBED, CPU_PROVIDER, 1)
+    return Graph(tiny_bundle, EMBED, CPU_PROVIDER)
 
 
 def embed_feed(*tokens: int) -> dict[str, AnyArray]:
@@ -245,7 +245,7 @@ def test_bound_state_is_what_later_runs_read(tiny_bundle: Path) -> None:
     """A block on its own state, run after run: the same bits as when everything is handed over anew."""
     facts = tiny_facts()
     signature = next(s for s in expected_signatures(facts) if s.file == "block_2.onnx")
-    graph = Graph(tiny_bundle, signature, CPU_PROVIDER, 1)
+    graph = Graph(tiny_bundle, signature, CPU_PROVIDER)
     bound, layout = graph.bind(), Layout(facts)
     generator = np.random.default_rng(0)
 
@@ -405,7 +405,7 @@ def test_sessions_ask_for_the_shared_arena(tmp_path: Path, monkeypatch: pytest.M
     sessions._share_arena.cache_clear()
     write_head(tmp_path)
     for _ in range(3):
-        Graph(tmp_path, HEAD, CPU_PROVIDER, 1)
+        Graph(tmp_path, HEAD, CPU_PROVIDER)
     assert asked == ["1"] * 3
     assert len(registered) == 1
 
@@ -415,7 +415,7 @@ def test_the_arena_may_be_asked_for_twice(tmp_path: Path) -> None:
     write_head(tmp_path)
     for _ in range(2):
         sessions._share_arena.cache_clear()
-        graph = Graph(tmp_path, HEAD, CPU_PROVIDER, 1)
+        graph = Graph(tmp_path, HEAD, CPU_PROVIDER)
         assert graph.run({"exit_states": np.ones((3, 16), dtype=np.float32)})[0].shape == (3, 60)
 
 
@@ -437,7 +437,7 @@ if sys.argv[2] == "private":
 inputs = TensorSpec(name="exit_states", dtype="float32", shape=["rows", 16])
 outputs = TensorSpec(name="logits", dtype="float32", shape=["rows", 60])
 signature = GraphSignature("head.onnx", "head", None, (inputs,), (outputs,))
-graphs = [Graph(Path(sys.argv[1]), signature, CPU_PROVIDER, 1) for _ in range(6)]
+graphs = [Graph(Path(sys.argv[1]), signature, CPU_PROVIDER) for _ in range(6)]
 x = np.ones((4096, 16), dtype=np.float32)
 peaks = []
 for graph in graphs:
@@ -475,6 +475,6 @@ def test_sessions_share_the_memory_of_a_large_batch(tmp_path: Path) -> None:
 
 
 def test_failing_run_names_graph_and_shapes(tmp_path: Path) -> None:
-    graph = Graph(write_head(tmp_path), HEAD, CPU_PROVIDER, 1)
+    graph = Graph(write_head(tmp_path), HEAD, CPU_PROVIDER)
     with pytest.raises(DeviceError, match=r"head\.onnx failed on .* \{'exit_states': \(3, 5\)\}"):
         graph.run({"exit_states": np.ones((3, 5), dtype=np.float32)})

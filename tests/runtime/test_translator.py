@@ -173,10 +173,8 @@ def test_signature_names_everything_that_matters(translator: Translator) -> None
     parts = dict(part.split(":", 1) for part in translator.signature("halting:0.25").split("|"))
     assert parts["bundle"] == translator.bundle.sha256[:12]
     assert parts["provider"] == "CPUExecutionProvider"
-    assert (parts["threads"], parts["depth"], parts["beam"]) == ("1", "halting:0.25", "1")
-    assert set(parts) - {"bundle", "provider", "threads", "depth", "beam"} == {
-        "edgeseq", "onnxruntime",
-    }  # fmt: skip
+    assert (parts["depth"], parts["beam"]) == ("halting:0.25", "1")
+    assert set(parts) == {"bundle", "provider", "depth", "beam", "edgeseq", "onnxruntime"}
     assert "|depth:halting:0.5|" in translator.signature()
 
 

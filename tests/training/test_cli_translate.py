@@ -28,6 +28,7 @@ HELPERS = Path(__file__).resolve().parents[1] / "helpers"
 @pytest.fixture(autouse=True)
 def _fake_translator(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     monkeypatch.setitem(vars(edgeseq_runtime), "Translator", FakeTranslator)
+    monkeypatch.setitem(vars(edgeseq_runtime), "TranslatorPool", FakeTranslator)
     yield
     FakeTranslator.calls.clear()
     FakeTranslator.lines.clear()
@@ -309,15 +310,16 @@ def test_options_reach_the_translator() -> None:
     )
     beam = BeamOptions(size=5, length_penalty=0.6, n_best=3, min_length=2, no_repeat_ngram=4)
     assert FakeTranslator.calls == [
-        {"path": "b", "depth": "halting:0.4", "device": "cpu", "threads": 2},
+        {"path": "b", "depth": "halting:0.4", "device": "cpu", "processes": 2},
         {"batch_size": 7, "max_length": 50, "beam": beam, "prefixes": None},
+        {"closed": True},
     ]
 
 
 def test_defaults_leave_the_choice_to_the_bundle() -> None:
     translate()
     assert FakeTranslator.calls == [
-        {"path": "b", "depth": None, "device": "auto", "threads": 1},
+        {"path": "b", "depth": None, "device": "auto"},
         {"batch_size": 32, "max_length": None, "beam": BeamOptions(size=1), "prefixes": None},
     ]
 
