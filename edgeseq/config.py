@@ -169,9 +169,10 @@ class TrainingConfig(ScheduleConfig):
     """Positions per batch on its longer side, at most; almost none of them are padding."""
     accumulation: int = Field(1, ge=1)
     """Batches per optimiser step."""
-    exits: Literal["all", "sampled", "mixed"] = "sampled"
+    exits: Literal["all", "sampled", "last", "mixed"] = "sampled"
     """Exits in the loss of each step. Aligned training: all, or the last and one drawn from the others, weighted so
-    that the expected gradient is the same. Mixed: every token stops at a random block, and is copied upward."""
+    that the expected gradient is the same. Last: an ordinary model, of use at full depth only. Mixed: every token stops
+    at a random block, and is copied upward."""
     paths: int = Field(1, ge=1)
     """M: random depths drawn for each token of a step, where exits are mixed."""
     exit_weights: Literal["uniform", "n", "sqrt_n", "inverse_sqrt_n", "inverse_n"] = "uniform"
@@ -308,6 +309,16 @@ class RunConfig(_Table):
         training = self.training
         if training.exits == "mixed" and (training.gradient_scaling or training.self_distillation):
             raise ValueError("training.gradient_scaling and self_distillation need all exits of a token; not 'mixed'")
+        if training.exits == "last" and (
+            training.gradient_scaling
+            or training.self_distillation
+            or training.exit_weights != "uniform"
+            or self.predictors
+        ):
+            raise ValueError(
+                "training.exits = 'last' trains one exit: leave out gradient_scaling, self_distillation and "
+                "exit_weights, and set predictors = [], for there is nowhere to stop"
+            )
         if training.exits != "mixed" and training.paths != 1:
             raise ValueError(f"training.paths = {training.paths} is for exits = 'mixed'")
         return self

@@ -19,71 +19,21 @@ import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
-os.environ.setdefault("CT2_USE_MKL", "0")  # read when the library is loaded
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 
 import click
 import ctranslate2
-import numpy as np
-from ctranslate2.specs import common_spec, transformer_spec
 
+from ctranslate2_models import SPECIAL_PIECES, write_random_transformer
 from edgeseq.bench.depths import Replayed, scale_trace
 from edgeseq.bench.timing import Shape, decode_once, draw_sources
 from edgeseq_export.random_models import RandomSizes, write_random_model
 from edgeseq_runtime.engine import Engine
 from edgeseq_runtime.policy import DepthPolicy, FixedDepth
 
-HEAD_DIM = 64
 SOURCE_LENGTH = 20
 TARGET_LENGTH = 25
 TURN_SENTENCES = 16
-SPECIAL_PIECES = ("<blank>", "<unk>", "<s>", "</s>")
-
-
-def write_transformer(folder: Path, sizes: RandomSizes) -> None:
-    """Writes CTranslate2's int8 model of a pre-norm Transformer with random weights."""
-    generator = np.random.default_rng(0)
-    spec = transformer_spec.TransformerSpec.from_config(
-        (sizes.encoder_blocks, sizes.decoder_blocks),
-        sizes.dim // HEAD_DIM,
-        pre_norm=True,
-        activation=common_spec.Activation.RELU,
-    )
-    pieces = [*SPECIAL_PIECES, *(f"piece{number}" for number in range(len(SPECIAL_PIECES), sizes.vocab_size))]
-    spec.register_source_vocabulary(pieces)
-    spec.register_target_vocabulary(pieces)
-
-    def fill(layer: common_spec.LinearSpec, inner: int, outer: int) -> None:
-        layer.weight = (generator.standard_normal((outer, inner)) / inner**0.5).astype(np.float32)
-        layer.bias = np.zeros(outer, dtype=np.float32)
-
-    def fill_norm(norm: common_spec.LayerNormSpec) -> None:
-        norm.gamma, norm.beta = np.ones(sizes.dim, dtype=np.float32), np.zeros(sizes.dim, dtype=np.float32)
-
-    dim = sizes.dim
-    embedding = (generator.standard_normal((sizes.vocab_size, dim)) / dim**0.5).astype(np.float32)
-    encoder, decoder = spec.encoder, spec.decoder
-    encoder.embeddings[0].weight = decoder.embeddings.weight = decoder.projection.weight = embedding
-    decoder.projection.bias = np.zeros(sizes.vocab_size, dtype=np.float32)
-    for stack in (encoder, decoder):
-        stack.position_encodings.encodings = np.zeros((512, dim), dtype=np.float32)
-        fill_norm(stack.layer_norm)
-        for layer in stack.layer:
-            fill_norm(layer.self_attention.layer_norm)
-            fill(layer.self_attention.linear[0], dim, 3 * dim)
-            fill(layer.self_attention.linear[1], dim, dim)
-            fill_norm(layer.ffn.layer_norm)
-            fill(layer.ffn.linear_0, dim, sizes.feed_forward_dim)
-            fill(layer.ffn.linear_1, sizes.feed_forward_dim, dim)
-    for layer in decoder.layer:
-        fill_norm(layer.attention.layer_norm)
-        for linear, factor in zip(layer.attention.linear, (1, 2, 1), strict=True):
-            fill(linear, dim, factor * dim)
-    spec.config.layer_norm_epsilon = 1e-5
-    spec.validate()
-    spec.optimize(quantization="int8")
-    folder.mkdir()
-    spec.save(str(folder))
 
 
 def time_in_turn(contestants: dict[str, Callable[[], float]], batch_size: int, rounds: int) -> dict[str, float]:
@@ -141,7 +91,7 @@ def main(
     sizes = RandomSizes(dim, ffn, vocab, blocks, blocks)
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
-        write_transformer(folder / "ctranslate2", sizes)
+        write_random_transformer(folder / "ctranslate2", sizes)
         translator = ctranslate2.Translator(
             str(folder / "ctranslate2"), device="cpu", compute_type="int8", inter_threads=1, intra_threads=1
         )

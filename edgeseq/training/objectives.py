@@ -63,7 +63,7 @@ class AlignedExits:
         """Creates the objective.
 
         Args:
-            weights: of exits 1 to N, summing to 1.
+            weights: of exits 1 to N, summing to 1; an exit whose weight is 0 costs nothing.
             sampled: take the last exit and one at random in each step instead of all.
             label_smoothing: in [0, 1).
             gradient_scaling: γ of appendix A; 0 leaves gradients as they are.
@@ -92,7 +92,7 @@ class AlignedExits:
         if self.sampled:
             chosen = sample_exits(self._weights, torch.default_generator)
         else:
-            chosen = dict(enumerate(self._weights, start=1))
+            chosen = {block: weight for block, weight in enumerate(self._weights, start=1) if weight}
         valid = batch.labels != PAD_ID
         labels = batch.labels[valid]
         blocks = len(exit_states)

@@ -149,8 +149,10 @@ def _decoder_objective(config: RunConfig) -> DecoderObjective:
     training = config.training
     if training.exits == "mixed":
         return MixedExits(training.paths, training.label_smoothing)
+    blocks = len(config.model.decoder.reaches)
+    weights = [0.0] * (blocks - 1) + [1.0] if training.exits == "last" else exit_weights(training.exit_weights, blocks)
     return AlignedExits(
-        exit_weights(training.exit_weights, len(config.model.decoder.reaches)),
+        weights,
         training.exits == "sampled",
         training.label_smoothing,
         training.gradient_scaling,

@@ -225,6 +225,18 @@ def test_types_are_not_guessed(tmp_path: Path, value: object) -> None:
             {"training.exits": "mixed", "training.self_distillation": 0.5},
             "training.gradient_scaling and self_distillation need all exits of a token; not 'mixed'",
         ),
+        *(
+            (
+                {"training.exits": "last", **overrides},
+                "training.exits = 'last' trains one exit: leave out gradient_scal",
+            )
+            for overrides in (
+                {},
+                {"predictors": [], "training.gradient_scaling": 0.5},
+                {"predictors": [], "training.self_distillation": 0.5},
+                {"predictors": [], "training.exit_weights": "n"},
+            )
+        ),
         ({"training.paths": 3}, "training.paths = 3 is for exits = 'mixed'"),
         ({"training.self_distillation": 1.0}, "training.self_distillation: Input should be less than 1"),
         ({"frozen.tokens": 0}, "frozen.tokens: Input should be greater than or equal to 1"),
@@ -242,6 +254,7 @@ def test_contradictions_are_named(tmp_path: Path, overrides: dict[str, Any], exp
         {"predictors": [{}, {"kind": "multinomial"}, {"name": "other", "kind": "halting", "target": "gain"}]},
         {"predictors": [{"prices": [1.0, 2.0, 2.0, 4.0, 5.0, 6.0]}], "joint": {}},
         {"training.exits": "mixed", "training.paths": 3},
+        {"training.exits": "last", "predictors": []},
         {"training.gradient_scaling": 0.5, "training.self_distillation": 0.3},
         {"model.decoder.kernel_sizes": [4, 2]},
         {"model.encoder": {**ATTENTION, "windows": [0, 5]}, "model.decoder": {**ATTENTION, "windows": [4, 0, 1]}},

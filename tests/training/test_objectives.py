@@ -73,6 +73,13 @@ def test_the_aligned_loss_is_the_weighted_cross_entropy_of_every_exit_over_real_
     assert float(logged["nll"]) == pytest.approx(float(F.cross_entropy(logits_of(model)[-1], LABELS[VALID])), abs=1e-6)
 
 
+def test_exits_without_weight_are_not_trained() -> None:
+    model = make_model()
+    found = gradients(AlignedExits([0.0] * (BLOCKS - 1) + [1.0], False, SMOOTHING), model)
+    norms = [f"decoder.blocks.{block}.exit_norm.weight" for block in range(BLOCKS)]
+    assert [name in found for name in norms] == [False] * (BLOCKS - 1) + [True]
+
+
 @torch.no_grad()
 def test_what_stands_at_padding_does_not_count() -> None:
     model, objective = make_model(), AlignedExits(WEIGHTS, False, SMOOTHING)
@@ -190,9 +197,9 @@ def test_the_last_exit_learns_nothing_of_being_a_teacher() -> None:
     weights = [0.0] * BLOCKS
     weights[0] = 1.0
     taught = gradients(AlignedExits(weights, False, SMOOTHING, self_distillation=0.5), model)
-    top = [name for name in taught if name.startswith(f"decoder.blocks.{BLOCKS - 1}.")]
-    assert top
-    assert all(not taught[name].any() for name in top)
+    prefix = f"decoder.blocks.{BLOCKS - 1}."
+    assert any(name.startswith(prefix) for name, _ in model.named_parameters())
+    assert not any(gradient.any() for name, gradient in taught.items() if name.startswith(prefix))
     assert taught["decoder.blocks.0.feed_forward.contract.weight"].any()  # control
 
 

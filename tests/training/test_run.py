@@ -247,6 +247,7 @@ def test_all_predictors_are_frozen_ones_without_a_joint_phase(tmp_path: Path, fi
     [
         {"training__exits": "mixed", "training__paths": 2},
         {"training__exits": "all", "training__gradient_scaling": 0.5, "training__self_distillation": 0.3},
+        {"training__exits": "last", "predictors": [], "joint": None},
         {"predictors": [SENTENCE]},
         {"predictors": [{**FROZEN[1], "oracle": "correctness"}], "training__precision": "bfloat16"},
     ],
