@@ -38,6 +38,9 @@ from edgeseq_runtime.tokenizer import PAD_ID
 ENCODER_TOKENS = 1024
 """Source positions of one encoder call, at most: bounds its memory, and keeps it in the cache."""
 
+ENTERED_SHARE = 8
+"""When one row in so many of a batch has entered a block, all of them get source keys and values."""
+
 
 Graphs = dict[tuple[str, int | None], Graph]
 """Graphs by role and block."""
@@ -276,13 +279,13 @@ class Engine:
     def _enter(self, state: DecoderState, block: int, active: IntArray) -> tuple[FloatArray, FloatArray]:
         """Compute source keys and values of the active rows that enter a block a first time.
 
-        Once half of a batch has entered, the rest comes along: most of it will enter too, and one
-        call is much cheaper than one at each step for a row or two.
+        Once some of a batch have entered, the rest come along: most will enter too, and one call is
+        much cheaper than one at each step for a row or two.
         """
         past = state.blocks[block - 1]
         entered = past.entered.copy()
         entered[active] = True
-        if 2 * np.count_nonzero(entered) >= state.rows:
+        if np.count_nonzero(entered) * ENTERED_SHARE >= state.rows:
             entered[:] = True
             past.all_entered = True
         rows = (entered & ~past.entered).nonzero()[0]

@@ -201,8 +201,9 @@ class StepPlaces:
         self._first_cells = self._rows * layout.reach
         self._own_cells = np.empty((len(positions), 1), dtype=np.int64)
         self._read_cells = self._own_cells.reshape(-1)
-        # By ring size: of all rows, and of the active ones.
+        # By ring size: of all rows, where they are of this step, and of the active rows.
         self._rings: dict[int, tuple[IntArray, AnyArray]] = {}
+        self._fresh: set[int] = set()
         self._active_rings: dict[int, tuple[IntArray, AnyArray]] = {}
         self.begin(positions)
 
@@ -210,6 +211,7 @@ class StepPlaces:
         """Start another step of the same rows, at ``positions`` (R,)."""
         np.add(self._first_cells, positions % self._layout.reach, out=self._read_cells)
         self._all_positions = positions
+        self._fresh.clear()
         self._active_rings.clear()
         self.active, self.positions, self.own_cells = self._rows, positions, self._own_cells
         self.next_positions = positions + 1
@@ -238,19 +240,17 @@ class StepPlaces:
                 where nothing is pending.
         """
         columns, places = self._rings_of_active(size)
-        behind: list[int] = []
-        if filled is not None:
-            gaps = self.positions - filled.take(self.active)
-            behind = gaps.nonzero()[0].tolist()
         read_cells = self._read_cells if self._whole else self.own_cells.reshape(-1)
-        if behind:
+        if filled is not None:
+            gaps = (self.positions - filled.take(self.active)).tolist()
             read, written = [read_cells], [columns]
-            for index in behind:
-                row, position = self.active.item(index), self.positions.item(index)
-                cells, late = self._layout.catch_up(size, row, position, gaps.item(index))
-                read.append(cells)
-                written.append(late)
-            read_cells, columns = np.concatenate(read), np.concatenate(written)
+            for row, position, gap in zip(self.active.tolist(), self.positions.tolist(), gaps, strict=True):
+                if gap:
+                    cells, late = self._layout.catch_up(size, row, position, gap)
+                    read.append(cells)
+                    written.append(late)
+            if len(read) > 1:
+                read_cells, columns = np.concatenate(read), np.concatenate(written)
         return {
             "active_rows": self._active_rows if self._whole else self.active.reshape(-1, 1),
             "own_cells": self.own_cells,
@@ -272,6 +272,9 @@ class StepPlaces:
 
     def _rings_of_all(self, size: int) -> tuple[IntArray, AnyArray]:
         """The same of all rows."""
+        if size in self._fresh:
+            return self._rings[size]
+        self._fresh.add(size)
         columns, places = self._layout.rings(size, self._all_positions)
         if size not in self._rings:
             self._rings[size] = columns.reshape(-1, 1).copy(), places.copy()

@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 
 from eager_engine import EagerEngine
+from edgeseq_runtime import engine as engine_module
 from edgeseq_runtime.engine import Engine, Step
 from edgeseq_runtime.errors import BundleError, InputError
 from edgeseq_runtime.manifest import ModelFacts
@@ -85,6 +86,12 @@ class Case:
     @property
     def everyone(self) -> list[int]:
         return list(range(len(self.sources)))
+
+
+@pytest.fixture(autouse=True)
+def _half_of_a_batch(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Batches are so small here that one row in eight would be any."""
+    monkeypatch.setattr(engine_module, "ENTERED_SHARE", 2)
 
 
 @pytest.fixture(scope="module", params=MODELS)
@@ -397,7 +404,7 @@ def test_backfill_is_lazy_and_bounded(plain: Case, monkeypatch: pytest.MonkeyPat
 
 
 def test_keys_and_values_are_computed_once_per_row(plain: Case, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Rows enter block 4 one after another; when half of them has, the rest comes along."""
+    """Rows enter block 4 one after another; when so many of them have, here half, the rest come along."""
     runs = record_runs(monkeypatch)
     engine = plain.engine()
     state = engine.encode(plain.sources[:6], plain.fixed())
