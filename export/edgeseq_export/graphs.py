@@ -32,19 +32,6 @@ class EncoderGraph(nn.Module):
         return self.encoder(source, padding_mask)
 
 
-class EmbedGraph(nn.Module):
-    """tokens, position_vectors, states, own_cells → next_states."""
-
-    def __init__(self, embedding: TokenEmbedding) -> None:
-        super().__init__()
-        self.embedding = embedding
-
-    def forward(self, tokens: Tensor, position_vectors: Tensor, states: Tensor, own_cells: Tensor) -> Tensor:
-        """Puts the embedding of each row's token (rows,) into its cell of (cells, d)."""
-        x = self.embedding.table(tokens) * self.embedding.scale + position_vectors
-        return states.index_copy(0, own_cells.squeeze(1), x)
-
-
 class CrossGraph(nn.Module):
     """memory → cross_key, cross_value."""
 
@@ -131,6 +118,37 @@ class AttentionBlockGraph(BlockGraph):
         return keys[:, :-1], values[:, :-1], bias[:, :-1]
 
 
+class FirstBlockGraph(nn.Module):
+    """The embedding and block 1, which all rows run in every step."""
+
+    def __init__(self, embedding: TokenEmbedding, block: BlockGraph) -> None:
+        super().__init__()
+        self.embedding = embedding
+        self.block = block
+
+    def forward(self, tokens: Tensor, position_vectors: Tensor, states: Tensor, *others: Tensor) -> tuple[Tensor, ...]:
+        """Embeds each row's token (rows,) and runs the block on all of them.
+
+        Arguments and shapes are those of the graph's signature. Results are next_states, exit_states and the next
+        tensors of columns.
+        """
+        *tensors_and_sources, own_cells, written, places = others
+        x = self.embedding.table(tokens) * self.embedding.scale + position_vectors
+        own = own_cells.squeeze(1)
+        every_row = torch.arange(len(tokens)).unsqueeze(1)
+        result: tuple[Tensor, ...] = self.block(
+            states.index_copy(0, own, x),
+            torch.empty_like(x),
+            *tensors_and_sources,
+            every_row,
+            own_cells,
+            own,
+            written,
+            places,
+        )
+        return result
+
+
 def _in_order(rings: Tensor, order: Tensor) -> Tensor:
     """Reads rings (n, H, C, D/H) in the order of places (n, H, C): (n, C, D)."""
     return rings.gather(2, order.unsqueeze(-1).expand_as(rings)).transpose(1, 2).flatten(2)
@@ -167,8 +185,6 @@ def _part(model: Seq2Seq, signature: GraphSignature) -> nn.Module:
     decoder = model.decoder
     if signature.role == "encoder":
         return EncoderGraph(model.encoder)
-    if signature.role == "embed":
-        return EmbedGraph(decoder.embedding)
     if signature.role == "head":
         return HeadGraph(decoder.exit_heads, signature.block or 1)
     assert signature.block is not None
@@ -176,4 +192,5 @@ def _part(model: Seq2Seq, signature: GraphSignature) -> nn.Module:
     assert isinstance(block, DecoderBlock)
     if signature.role == "cross":
         return CrossGraph(block.cross_attention)
-    return (AttentionBlockGraph if isinstance(block.mixer, SelfAttention) else ConvolutionBlockGraph)(block)
+    graph = (AttentionBlockGraph if isinstance(block.mixer, SelfAttention) else ConvolutionBlockGraph)(block)
+    return FirstBlockGraph(decoder.embedding, graph) if signature.block == 1 else graph

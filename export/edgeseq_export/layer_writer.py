@@ -44,11 +44,10 @@ class LayerWriter(GraphWriter):
         """Adds the embeddings of tokens (...), without positions: (..., d)."""
         return self._compute_type.look_up(self, embedding.table.weight * embedding.scale, tokens)
 
-    def layer_norm(self, x: str, norm: nn.Module) -> str:
-        """Adds a layer norm over the last axis, or nothing for the identity."""
+    def layer_norm(self, x: str, norm: nn.Module, output: str | None = None) -> str:
+        """Adds a layer norm over the last axis; for the identity nothing, or a copy where the result needs a name."""
         if isinstance(norm, nn.Identity):
-            return x
+            return x if output is None else self.add("Identity", x, output=output)
         assert isinstance(norm, nn.LayerNorm)
-        return self.add(
-            "LayerNormalization", x, self.constant(norm.weight), self.constant(norm.bias), axis=-1, epsilon=norm.eps
-        )
+        weights = self.constant(norm.weight), self.constant(norm.bias)
+        return self.add("LayerNormalization", x, *weights, output=output, axis=-1, epsilon=norm.eps)

@@ -35,7 +35,7 @@ from edgeseq.modules import (
     TokenEmbedding,
 )
 from edgeseq_export.compute_types import FLOAT32, ComputeType
-from edgeseq_export.graphs import BlockGraph, CrossGraph, EmbedGraph, EncoderGraph, GraphPart, HeadGraph
+from edgeseq_export.graphs import BlockGraph, CrossGraph, EncoderGraph, FirstBlockGraph, GraphPart, HeadGraph
 from edgeseq_export.layer_writer import LayerWriter
 
 
@@ -54,21 +54,16 @@ def write_graph(part: GraphPart, compute_type: ComputeType = FLOAT32) -> onnx.Mo
     module = part.module
     if isinstance(module, EncoderGraph):
         _EncoderWriter(writer).write(module.encoder)
-    elif isinstance(module, EmbedGraph):
-        _write_embed(writer, module.embedding)
     elif isinstance(module, CrossGraph):
         _write_cross(writer, module.attention)
+    elif isinstance(module, FirstBlockGraph):
+        _write_block(writer, module.block.block, module.embedding)
     elif isinstance(module, BlockGraph):
         _write_block(writer, module.block)
     else:
         assert isinstance(module, HeadGraph)
         writer.exit_head("exit_states", module.heads, module.block, output="logits")
     return writer.finish()
-
-
-def _write_embed(writer: LayerWriter, embedding: TokenEmbedding) -> None:
-    x = writer.add("Add", writer.scaled_tokens(embedding, "tokens"), "position_vectors")
-    writer.add("ScatterND", "states", "own_cells", x, output="next_states")
 
 
 def _sinusoid(writer: LayerWriter, positions: str, dim: int) -> str:
@@ -94,27 +89,37 @@ def _write_cross(writer: LayerWriter, attention: CrossAttention) -> None:
         writer.add("Transpose", projected, perm=order, output=output)
 
 
-def _write_block(writer: LayerWriter, block: DecoderBlock) -> None:
+def _write_block(writer: LayerWriter, block: DecoderBlock, embedding: TokenEmbedding | None = None) -> None:
+    """Adds a block: block 1, which begins with the embedding and is run by every row, or one for the active rows."""
     mixer, attention = block.mixer, block.cross_attention
-    # The new columns: of the active rows first, then of the copied states of pending positions (backfill).
-    read = _before(writer, block.mixer_norm, writer.add("Gather", "states", "read_cells"))
-    x = writer.reshape(writer.add("Gather", "states", "own_cells"), -1, mixer.dim)
+    every_row = embedding is not None
+    if embedding is not None:
+        x = writer.add("Add", writer.scaled_tokens(embedding, "tokens"), "position_vectors")
+        read = _before(writer, block.mixer_norm, x)
+    else:
+        # The new columns: of the active rows first, then of the copied states of pending positions (backfill).
+        read = _before(writer, block.mixer_norm, writer.add("Gather", "states", "read_cells"))
+        x = writer.reshape(writer.add("Gather", "states", "own_cells"), -1, mixer.dim)
     if isinstance(mixer, SelfAttention):
-        mixed = _attend_rings(writer, mixer, read, _before(writer, block.mixer_norm, x))
+        own = read if every_row else _before(writer, block.mixer_norm, x)
+        mixed = _attend_rings(writer, mixer, read, own, every_row=every_row)
     else:
         assert isinstance(mixer, ConvolutionUnit)
-        mixed = _convolve_rings(writer, mixer, read)
+        mixed = _convolve_rings(writer, mixer, read, every_row=every_row)
     x = _residual(writer, block.mixer_norm, x, mixed)
 
     query = writer.linear(_before(writer, block.cross_norm, x), attention.query_projection)
-    mixed = _attend(writer, query, attention.heads, mixer.dim)
+    mixed = _attend(writer, query, attention.heads, mixer.dim, every_row=every_row)
     x = _residual(writer, block.cross_norm, x, writer.linear(mixed, attention.output_projection))
 
     y = _feed_forward(writer, block.feed_forward, _before(writer, block.feed_forward_norm, x))
     x = _residual(writer, block.feed_forward_norm, x, y)
     writer.add("ScatterND", "states", "own_cells", x, output="next_states")
-    exit_state = writer.layer_norm(x, block.exit_norm)
-    writer.add("ScatterND", "exit_states", "active_rows", exit_state, output="next_exit_states")
+    if every_row:
+        writer.layer_norm(x, block.exit_norm, output="exit_states")
+    else:
+        exit_state = writer.layer_norm(x, block.exit_norm)
+        writer.add("ScatterND", "exit_states", "active_rows", exit_state, output="next_exit_states")
 
 
 def _write_columns(writer: LayerWriter, name: str, columns: str, column_dim: int) -> None:
@@ -152,8 +157,8 @@ def _fixed_taps(writer: LayerWriter, convolution: LightweightConv, *shape: int) 
     return writer.constant(normal.view(shape))
 
 
-def _convolve_rings(writer: LayerWriter, unit: ConvolutionUnit, read: str) -> str:
-    """Adds the unit on each active row's ring, with its taps brought into the ring's order: (n, D)."""
+def _convolve_rings(writer: LayerWriter, unit: ConvolutionUnit, read: str, *, every_row: bool) -> str:
+    """Adds the unit on each row's ring, with its taps brought into the ring's order: (n, D)."""
     convolution = unit.convolution
     heads, kernel_size, dim = convolution.heads, convolution.kernel_size, convolution.dim
     columns = _columns(writer, unit, read)
@@ -165,24 +170,30 @@ def _convolve_rings(writer: LayerWriter, unit: ConvolutionUnit, read: str) -> st
     else:
         taps = writer.add("GatherElements", _raw_taps(writer, convolution, columns, *shape), "tap_places", axis=4)
         taps = _normalise_taps(writer, convolution, taps)
-    rings = _of_active_rows(writer, writer.reshape("next_columns", -1, heads, kernel_size, dim // heads))
+    ring = (heads, kernel_size, dim // heads)
+    if every_row:
+        rings = writer.reshape("next_columns", -1, 1, *ring)
+    else:
+        rings = _of_active_rows(writer, writer.reshape("next_columns", -1, *ring))
     mixed = writer.reshape(writer.add("MatMul", taps, rings), -1, dim)
     return writer.linear(mixed, unit.out_projection)
 
 
-def _attend_rings(writer: LayerWriter, attention: SelfAttention, read: str, x: str) -> str:
-    """Adds the attention of each active row (n, D) to all places of its rings, its own among them: (n, D)."""
+def _attend_rings(writer: LayerWriter, attention: SelfAttention, read: str, x: str, *, every_row: bool) -> str:
+    """Adds the attention of each row (n, D) to all places of its rings, its own among them: (n, D)."""
     heads, dim = attention.heads, attention.dim
     head_dim = dim // heads
+    ring_axes = (1, heads) if every_row else (heads,)
     if attention.window:
-        shape = writer.integers(-1, heads, attention.window, head_dim)
+        shape = writer.integers(-1, *ring_axes, attention.window, head_dim)
     else:
-        rows = writer.add("Shape", "exit_states", start=0, end=1)
-        shape = writer.add("Concat", rows, writer.integers(heads, -1, head_dim), axis=0)
+        rows = writer.add("Shape", "tokens" if every_row else "exit_states", start=0, end=1)
+        shape = writer.add("Concat", rows, writer.integers(*ring_axes, -1, head_dim), axis=0)
     rings = []
     for name, projection in (("keys", attention.key_projection), ("values", attention.value_projection)):
         _write_columns(writer, name, writer.linear(read, projection), head_dim)
-        rings.append(_of_active_rows(writer, writer.add("Reshape", f"next_{name}", shape)))  # (n, 1, H, C, D/H)
+        ring = writer.add("Reshape", f"next_{name}", shape)
+        rings.append(ring if every_row else _of_active_rows(writer, ring))  # (n, 1, H, C, D/H)
     query = writer.reshape(writer.linear(x, attention.query_projection, attention.scale), -1, 1, heads, head_dim, 1)
     # The query as a column spares transposing the keys; a row of scores then is the same numbers.
     scores = writer.reshape(writer.add("MatMul", rings[0], query), 0, 0, 0, 1, -1)
@@ -191,10 +202,15 @@ def _attend_rings(writer: LayerWriter, attention: SelfAttention, read: str, x: s
     return writer.linear(mixed, attention.output_projection)
 
 
-def _attend(writer: LayerWriter, query: str, heads: int, dim: int) -> str:
-    """Adds the attention of the active rows, one query each: (n, D)."""
-    query = writer.reshape(query, -1, 1, heads, 1, dim // heads)
-    key, value, bias = (_of_active_rows(writer, name) for name in ("cross_key", "cross_value", "source_bias"))
+def _attend(writer: LayerWriter, query: str, heads: int, dim: int, *, every_row: bool) -> str:
+    """Adds the attention of the rows to their sources, one query each: (n, D)."""
+    names = ("cross_key", "cross_value", "source_bias")
+    if every_row:
+        key, value, bias = names
+        query = writer.reshape(query, -1, heads, 1, dim // heads)
+    else:
+        key, value, bias = (_of_active_rows(writer, name) for name in names)
+        query = writer.reshape(query, -1, 1, heads, 1, dim // heads)
     scores = writer.add("Add", writer.add("MatMul", query, key), bias)
     mixed = writer.add("MatMul", writer.add("Softmax", scores, axis=-1), value)
     return writer.reshape(mixed, -1, dim)

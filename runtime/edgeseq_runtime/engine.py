@@ -1,7 +1,7 @@
 """The engine: runs a bundle's graphs step by step, each token to the depth it needs.
 
-It owns all decoding state and knows nothing of text or search. One step embeds a token per row,
-runs block 1 on all rows, asks the depth policy which rows stop, runs block 2 on the rest, and so
+It owns all decoding state and knows nothing of text or search. One step embeds a token per row and
+runs block 1 on all rows, in one graph, asks the depth policy which rows stop, runs block 2 on the rest, and so
 on; each row's exit state then goes through its exit head.
 
 A row that stops leaves its last state to be copied upward. When it later enters a block it had
@@ -155,14 +155,7 @@ class Engine:
         self._check_step(state, tokens, depths)
         if state.layout.grows:
             state.fit_rings()
-        places = state.begin_step()
-        feed: dict[str, AnyArray] = {
-            "tokens": np.ascontiguousarray(tokens),
-            "position_vectors": self._sinusoids.take(state.positions),
-            "own_cells": places.own_cells,
-        }
-        self._bound(state, "embed").run({"states": state.states}, feed)
-        step = self._run_blocks(state, places, depths)
+        step = self._run_blocks(state, state.begin_step(), tokens, depths)
         state.positions = state.positions + 1
         return step
 
@@ -222,7 +215,7 @@ class Engine:
         mask = np.arange(padded) >= lengths[:, None]
         return self._graphs["encoder", None].run({"source": source, "padding_mask": mask})[0]
 
-    def _run_blocks(self, state: DecoderState, places: StepPlaces, depths: IntArray | None) -> Step:
+    def _run_blocks(self, state: DecoderState, places: StepPlaces, tokens: IntArray, depths: IntArray | None) -> Step:
         """Run each row through the blocks until it stops, then through its exit head."""
         policy = state.policy
         limits = state.limits  # of the active rows, like `free`
@@ -233,8 +226,10 @@ class Engine:
         lowest = limits.min()
         heads = StepLogits(state.exit_states, partial(self._classify, state), tied=self._tied)
         used = np.full(state.rows, self.full_depth, dtype=np.int64)
+        self._run_first_block(state, places, tokens)
         for block in range(1, self.full_depth + 1):
-            self._run_block(state, block, places)
+            if block > 1:
+                self._run_block(state, block, places)
             if block == self.full_depth:
                 break
             logits = None
@@ -261,20 +256,41 @@ class Engine:
             free = None if free is None else free.take(going)
         return Step(heads.finish(used), used)
 
+    def _run_first_block(self, state: DecoderState, places: StepPlaces, tokens: IntArray) -> None:
+        """Embed all tokens and run block 1 on them; no row ever skips it."""
+        feed: dict[str, AnyArray] = {
+            "tokens": np.ascontiguousarray(tokens),
+            "position_vectors": self._sinusoids.take(state.positions),
+            **self._sources(state, 1, places),
+            **places.first_block_indices(state.layout.ring_sizes[0]),
+        }
+        past = state.blocks[0]
+        self._bound(state, "block", 1).run(
+            {"states": state.states, **past.tensors}, feed, {"exit_states": state.exit_states}
+        )
+        past.filled[:] = places.next_positions
+
     def _run_block(self, state: DecoderState, block: int, places: StepPlaces) -> None:
         """Run a block on the active rows, after making the columns that they skipped."""
         past = state.blocks[block - 1]
-        if past.cross is None or not past.all_entered:
-            past.cross = self._enter(state, block, places.active)
-        indices = places.block_indices(state.layout.ring_sizes[block - 1], past.filled if past.behind else None)
-        key, value = past.cross
+        feed = {
+            **self._sources(state, block, places),
+            **places.block_indices(state.layout.ring_sizes[block - 1], past.filled if past.behind else None),
+        }
         self._bound(state, "block", block).run(
-            {"states": state.states, "exit_states": state.exit_states, **past.tensors},
-            {"cross_key": key, "cross_value": value, "source_bias": state.source_bias, **indices},
+            {"states": state.states, "exit_states": state.exit_states, **past.tensors}, feed
         )
         past.filled[places.active] = places.next_positions
         if past.behind and len(places.active) == state.rows:
             past.behind = False
+
+    def _sources(self, state: DecoderState, block: int, places: StepPlaces) -> dict[str, AnyArray]:
+        """What a block is told of the rows' sources, computed for rows that enter it a first time."""
+        past = state.blocks[block - 1]
+        if past.cross is None or not past.all_entered:
+            past.cross = self._enter(state, block, places.active)
+        key, value = past.cross
+        return {"cross_key": key, "cross_value": value, "source_bias": state.source_bias}
 
     def _enter(self, state: DecoderState, block: int, active: IntArray) -> tuple[FloatArray, FloatArray]:
         """Compute source keys and values of the active rows that enter a block a first time.

@@ -23,7 +23,7 @@ from pydantic import (
 from edgeseq_runtime.errors import BundleError
 
 FORMAT: Final = "edgeseq-bundle"
-FORMAT_VERSION: Final = 4
+FORMAT_VERSION: Final = 5
 MANIFEST_FILE = "manifest.json"
 
 MAX_FILE_BYTES = 2**31 - 1
@@ -49,7 +49,7 @@ CountInt = Annotated[int, Field(ge=0)]
 Measure = Annotated[float, Field(ge=0, allow_inf_nan=False)]
 Share = Annotated[float, Field(ge=0, le=1)]
 
-GraphRole = Literal["encoder", "cross", "embed", "block", "head"]
+GraphRole = Literal["encoder", "cross", "block", "head"]
 FileRole = Literal["tokenizer", "predictors", "known_answers"]
 DType = Literal["float32", "int64", "bool"]
 ComputeTypeName = Literal["float32", "int8", "int8-weights", "int4"]
@@ -345,7 +345,7 @@ class Manifest(_Record):
     """
 
     format: Literal["edgeseq-bundle"] = FORMAT
-    format_version: Literal[4] = FORMAT_VERSION
+    format_version: Literal[5] = FORMAT_VERSION
     edgeseq_version: str
     created: Annotated[str, Field(pattern=r"^\d{4}-\d{2}-\d{2}")]
     compute_type: ComputeTypeName

@@ -228,8 +228,17 @@ class StepPlaces:
         self.own_cells = own_cells.reshape(-1, 1)
         self._active_rings.clear()
 
+    def first_block_indices(self, size: int) -> dict[str, AnyArray]:
+        """Give what the graph of block 1 is told of places; before any row is left out of the step.
+
+        Args:
+            size: Cells of one of the block's rings.
+        """
+        columns, places = self._rings_of_all(size)
+        return {"own_cells": self._own_cells, "written_columns": columns, self._layout.places: places}
+
     def block_indices(self, size: int, filled: IntArray | None) -> dict[str, AnyArray]:
-        """Give what a block's graph is told of places, by the names of its inputs.
+        """Give what the graph of a later block is told of places, by the names of its inputs.
 
         A row's positions since it last ran the block are pending: they have no columns yet. The
         call makes those within the block's reach; older ones are dropped.

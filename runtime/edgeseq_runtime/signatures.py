@@ -64,7 +64,7 @@ class GraphSignature:
 
 def expected_signatures(model: ModelFacts) -> list[GraphSignature]:
     """Signatures of all graphs of a bundle, in the order in which an engine uses them."""
-    signatures = [_encoder(model), _embed(model)]
+    signatures = [_encoder(model)]
     for block, reach in enumerate(model.decoder_reaches, start=1):
         signatures.append(_cross(model, block))
         signatures.append(_block(model, block, reach))
@@ -96,21 +96,6 @@ def _encoder(model: ModelFacts) -> GraphSignature:
     )
 
 
-def _embed(model: ModelFacts) -> GraphSignature:
-    return GraphSignature(
-        "embed.onnx",
-        "embed",
-        None,
-        (
-            _index("tokens", "rows"),
-            _tensor("position_vectors", "rows", model.dim),
-            _tensor("states", "cells", model.dim),
-            _index("own_cells", "rows", 1),
-        ),
-        (_tensor("next_states", "cells", model.dim),),
-    )
-
-
 def _cross_tensors(model: ModelFacts) -> tuple[TensorSpec, TensorSpec]:
     head_dim = model.dim // model.heads
     return (
@@ -130,34 +115,33 @@ def _cross(model: ModelFacts, block: int) -> GraphSignature:
 
 
 def _block(model: ModelFacts, block: int, reach: int) -> GraphSignature:
+    """Block 1 begins with the embedding; all rows run it always, so it is not told who is active, nor what to read."""
     column_dim = model.dim // model.mixer_heads
     kept = mixer_state(model)
+    active = "rows" if block == 1 else "active"
     places = {
-        "tap_places": _index("tap_places", "active", 1, model.mixer_heads, 1, reach),
-        "place_bias": _tensor("place_bias", "active", 1, 1, 1, reach or "places"),
+        "tap_places": _index("tap_places", active, 1, model.mixer_heads, 1, reach),
+        "place_bias": _tensor("place_bias", active, 1, 1, 1, reach or "places"),
     }
-    return GraphSignature(
-        f"block_{block}.onnx",
-        "block",
-        block,
-        (
-            _tensor("states", "cells", model.dim),
-            _tensor("exit_states", "rows", model.dim),
-            *(_tensor(name, "column_cells", column_dim) for name in kept.tensors),
-            *_cross_tensors(model),
-            _tensor("source_bias", "rows", 1, 1, "source"),
-            _index("active_rows", "active", 1),
-            _index("own_cells", "active", 1),
-            _index("read_cells", "read"),
-            _index("written_columns", "written", 1),
-            places[kept.places],
-        ),
-        (
-            _tensor("next_states", "cells", model.dim),
-            _tensor("next_exit_states", "rows", model.dim),
-            *(_tensor(f"next_{name}", "column_cells", column_dim) for name in kept.tensors),
-        ),
-    )
+    states = _tensor("states", "cells", model.dim)
+    exit_states = _tensor("exit_states", "rows", model.dim)
+    columns = [_tensor(name, "column_cells", column_dim) for name in kept.tensors]
+    sources = (*_cross_tensors(model), _tensor("source_bias", "rows", 1, 1, "source"))
+    own_cells, written_columns = _index("own_cells", active, 1), _index("written_columns", "written", 1)
+    if block == 1:
+        tokens = (_index("tokens", "rows"), _tensor("position_vectors", "rows", model.dim))
+        inputs = (*tokens, states, *columns, *sources, own_cells, written_columns, places[kept.places])
+        outputs = (_next(states), exit_states, *map(_next, columns))
+    else:
+        rows, read = _index("active_rows", "active", 1), _index("read_cells", "read")
+        indices = (rows, own_cells, read, written_columns)
+        inputs = (states, exit_states, *columns, *sources, *indices, places[kept.places])
+        outputs = (_next(states), _next(exit_states), *map(_next, columns))
+    return GraphSignature(f"block_{block}.onnx", "block", block, inputs, outputs)
+
+
+def _next(tensor: TensorSpec) -> TensorSpec:
+    return tensor.model_copy(update={"name": f"next_{tensor.name}"})
 
 
 def _head(model: ModelFacts, block: int | None) -> GraphSignature:

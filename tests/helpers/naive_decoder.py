@@ -64,10 +64,10 @@ class NaiveDecoder:
         crosses = [self._run(f"cross_{block}", memory=memory) for block in range(1, self._model.decoder_blocks + 1)]
         columns: list[list[list[Array]]] = [[] for _ in crosses]
         result = []
-        for position, (token, depth) in enumerate(zip(tokens, depths, strict=True)):
-            x = self._embed(token, position)
+        for token, depth in zip(tokens, depths, strict=True):
+            x = np.zeros((1, self._model.dim), dtype=np.float32)  # block 1 begins with the token instead
             for block, (past, cross) in enumerate(zip(columns, crosses, strict=True), start=1):
-                next_x, next_exit_state, column = self._block(block, x, past, cross, bias)
+                next_x, next_exit_state, column = self._block(block, x, token, past, cross, bias)
                 past.append(column)
                 if block <= depth:
                     x, exit_state = next_x, next_exit_state
@@ -75,14 +75,8 @@ class NaiveDecoder:
             result.append(self._run(head, exit_states=exit_state)[0][0])
         return result
 
-    def _embed(self, token: int, position: int) -> Array:
-        vector = self._position_vector(position)
-        empty = np.zeros((1, self._model.dim), dtype=np.float32)
-        tokens, cell = np.array([token], dtype=np.int64), np.zeros((1, 1), dtype=np.int64)
-        return self._run("embed", tokens=tokens, position_vectors=vector, states=empty, own_cells=cell)[0]
-
     def _block(
-        self, block: int, x: Array, past: list[list[Array]], cross: list[Array], bias: Array
+        self, block: int, x: Array, token: int, past: list[list[Array]], cross: list[Array], bias: Array
     ) -> tuple[Array, Array, list[Array]]:
         """Next state, exit state and new column of one position; ``past`` holds the columns of all before it.
 
@@ -107,17 +101,20 @@ class NaiveDecoder:
                     ring[:, position % size] = vector.reshape(heads, -1)
         own_place = len(past) % size
         first = np.zeros((1, 1), dtype=np.int64)
+        own: dict[str, npt.NDArray[np.generic]]
+        if block == 1:
+            own = {"tokens": np.array([token]), "position_vectors": self._position_vector(len(past))}
+        else:
+            own = {"exit_states": np.zeros_like(x), "active_rows": first, "read_cells": first[0]}
         next_x, exit_state, *written = self._run(
             f"block_{block}",
+            **own,
             states=x,
-            exit_states=np.zeros_like(x),
             **{name: ring.reshape(heads * size, -1) for name, ring in zip(names, rings, strict=True)},
             cross_key=cross[0],
             cross_value=cross[1],
             source_bias=bias,
-            active_rows=first,
             own_cells=first,
-            read_cells=first[0],
             written_columns=np.array([[head * size + own_place] for head in range(heads)]),
             **({"place_bias": unread} if attention else {"tap_places": order}),
         )

@@ -228,7 +228,7 @@ def write_tiny_bundle(
         quality=[],
         parity=ParityReport(
             tie_margin=1e-4,
-            rows=[ParityRow(graph="embed.onnx", shapes=1, max_abs_diff=0.0, tolerance=1e-5)],
+            rows=[ParityRow(graph="head.onnx", shapes=1, max_abs_diff=0.0, tolerance=1e-5)],
             decoding=DecodingParity(sentences=1, tokens=1, decisions=1, disagreements=0, ties=0),
         ),
         quantisation=None,

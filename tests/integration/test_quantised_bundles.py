@@ -381,7 +381,7 @@ def test_a_graph_that_is_kept_is_that_of_the_float32_bundle_and_no_other_is(
 
 
 def test_a_graph_that_is_not_there_cannot_be_kept(run: Path, corpus_valid: tuple[Path, Path], tmp_path: Path) -> None:
-    graphs = ["encoder", "embed", *(f"{role}_{n}" for n in range(1, 5) for role in ("cross", "block")), "head"]
+    graphs = ["encoder", *(f"{role}_{n}" for n in range(1, 5) for role in ("cross", "block")), "head"]
     message = f"there is no graph 'heads' to keep in float32; the graphs are {', '.join(graphs)}"
     with pytest.raises(ExportError, match=f"^{re.escape(message)}$"):
         export_run(run, tmp_path / "new" / "en-de.bundle", ValidationText(*corpus_valid), "int8", ["head", "heads"])

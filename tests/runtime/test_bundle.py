@@ -106,7 +106,7 @@ def test_truncated_file_is_named(bundle: Path, name: str) -> None:
     assert f"{name} has {len(data) - 1} bytes, but the manifest says {len(data)}" in message
 
 
-@pytest.mark.parametrize("name", ["embed.onnx", "tokenizer.model", "predictors.safetensors"])
+@pytest.mark.parametrize("name", ["block_1.onnx", "tokenizer.model", "predictors.safetensors"])
 def test_changed_byte_is_found(bundle: Path, name: str) -> None:
     data = bytearray((bundle / name).read_bytes())
     data[len(data) // 2] ^= 1

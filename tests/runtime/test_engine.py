@@ -171,9 +171,11 @@ def break_copied_state(monkeypatch: pytest.MonkeyPatch) -> None:
     """Copy the exit state upward in place of the last state."""
     original = Engine._run_blocks
 
-    def run(self: Engine, state: DecoderState, places: StepPlaces, depths: np.ndarray | None) -> Step:
+    def run(
+        self: Engine, state: DecoderState, places: StepPlaces, tokens: np.ndarray, depths: np.ndarray | None
+    ) -> Step:
         cells = places.own_cells[:, 0]
-        step = original(self, state, places, depths)
+        step = original(self, state, places, tokens, depths)
         state.states[cells] = state.exit_states
         return step
 
@@ -346,7 +348,7 @@ def record_runs(monkeypatch: pytest.MonkeyPatch) -> list[tuple[str, int]]:
     def record(name: str) -> Callable[..., object]:
         def run(self: Graph, *arguments: object) -> object:
             feed: dict[str, np.ndarray] = arguments[-1]  # type: ignore[assignment]
-            rows = next((len(feed[name]) for name in ("active_rows", "memory") if name in feed), 0)
+            rows = next((len(feed[name]) for name in ("active_rows", "tokens", "memory") if name in feed), 0)
             runs.append((self._file, rows))
             return originals[name](self, *arguments)
 
@@ -365,7 +367,7 @@ def test_skipped_blocks_are_not_run(either: Case, monkeypatch: pytest.MonkeyPatc
     for tokens in either.tokens[:3, :2]:
         assert engine.step(state, tokens).depths.tolist() == [2, 2]
     files = [file for file, _ in runs]
-    step = ["embed.onnx", "block_1.onnx", "block_2.onnx", "head.onnx"]
+    step = ["block_1.onnx", "block_2.onnx", "head.onnx"]
     assert [file for file in files if not file.startswith(("encoder", "cross"))] == step * 3
     assert sorted(file for file in files if file.startswith("cross")) == [
         "cross_1.onnx", "cross_2.onnx",
@@ -387,7 +389,7 @@ def test_blocks_run_on_the_rows_that_go_on_and_no_others(plain: Case, monkeypatc
 def test_backfill_is_lazy_and_bounded(plain: Case, monkeypatch: pytest.MonkeyPatch) -> None:
     """Nothing is filled before a row comes back, and then no more than the convolution reaches (K = 3, 5, 1, 7)."""
     original = StepPlaces.block_indices
-    reads: list[int] = []
+    reads: list[int] = []  # of blocks 2 and above
 
     def indices(self: StepPlaces, kernel_size: int, filled: np.ndarray | None) -> dict[str, np.ndarray]:
         found = original(self, kernel_size, filled)
@@ -397,7 +399,7 @@ def test_backfill_is_lazy_and_bounded(plain: Case, monkeypatch: pytest.MonkeyPat
     monkeypatch.setattr(StepPlaces, "block_indices", indices)
     engine = plain.engine()
     state = engine.encode(plain.sources[:1], plain.fixed())
-    for depth, expected in ((1, [0]), (1, [0]), (4, [0, 2, 0, 2]), *[(1, [0])] * 9, (2, [0, 4]), (4, [0, 0, 0, 6])):
+    for depth, expected in ((1, []), (1, []), (4, [2, 0, 2]), *[(1, [])] * 9, (2, [4]), (4, [0, 0, 6])):
         reads.clear()
         engine.step(state, plain.tokens[0, :1], depths=np.array([depth]))
         assert reads == expected

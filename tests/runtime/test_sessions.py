@@ -16,9 +16,11 @@ import onnxruntime
 import pytest
 from onnx import TensorProto, helper
 
+from edgeseq_export.graph_writer import GraphWriter
 from edgeseq_runtime import sessions
 from edgeseq_runtime.arrays import AnyArray, FloatArray
 from edgeseq_runtime.errors import BundleError, DeviceError, InputError
+from edgeseq_runtime.manifest import TensorSpec
 from edgeseq_runtime.places import Layout, StepPlaces
 from edgeseq_runtime.sessions import (
     CPU_PROVIDER,
@@ -159,9 +161,9 @@ def test_graph_that_lies_about_its_signature_is_refused(
 
 
 def test_wrong_type_is_refused(tiny_bundle: Path) -> None:
-    embed = next(s for s in expected_signatures(tiny_facts()) if s.role == "embed")
-    floats = tuple(spec.model_copy(update={"dtype": "float32"}) for spec in embed.inputs)
-    wrong = GraphSignature(embed.file, embed.role, None, floats, embed.outputs)
+    block = next(s for s in expected_signatures(tiny_facts()) if s.block == 1 and s.role == "block")
+    floats = tuple(spec.model_copy(update={"dtype": "float32"}) for spec in block.inputs)
+    wrong = GraphSignature(block.file, block.role, block.block, floats, block.outputs)
     with pytest.raises(BundleError, match=r"its inputs are tokens tensor\(int64\)"):
         Graph(tiny_bundle, wrong, CPU_PROVIDER)
 
@@ -207,12 +209,30 @@ def test_auto_goes_on_with_the_cpu_where_cuda_does_not_start(
 # Bound graphs
 
 
-EMBED = next(s for s in expected_signatures(tiny_facts()) if s.role == "embed")
+EMBED = GraphSignature(
+    "embed.onnx",
+    "block",
+    1,
+    (
+        TensorSpec(name="tokens", dtype="int64", shape=["rows"]),
+        TensorSpec(name="position_vectors", dtype="float32", shape=["rows", 16]),
+        TensorSpec(name="states", dtype="float32", shape=["cells", 16]),
+        TensorSpec(name="own_cells", dtype="int64", shape=["rows", 1]),
+    ),
+    (TensorSpec(name="next_states", dtype="float32", shape=["cells", 16]),),
+)
+"""The least graph that updates state: what block 1 begins with."""
 
 
 @pytest.fixture(scope="module")
-def embed(tiny_bundle: Path) -> Graph:
-    return Graph(tiny_bundle, EMBED, CPU_PROVIDER)
+def embed(tmp_path_factory: pytest.TempPathFactory) -> Graph:
+    folder = tmp_path_factory.mktemp("embed")
+    writer = GraphWriter(EMBED)
+    table = np.random.default_rng(1).standard_normal((60, 16)).astype(np.float32)
+    x = writer.add("Add", writer.add("Gather", writer.constant(table), "tokens"), "position_vectors")
+    writer.add("ScatterND", "states", "own_cells", x, output="next_states")
+    onnx.save(writer.finish(), folder / EMBED.file)
+    return Graph(folder, EMBED, CPU_PROVIDER)
 
 
 def embed_feed(*tokens: int) -> dict[str, AnyArray]:

@@ -13,7 +13,7 @@ def by_file(**changes: object) -> dict[str, GraphSignature]:
 def test_graphs_of_a_tied_model() -> None:
     """Two of each block, whatever its kernel size (3, 5, 1, 7): backfill has no graphs of its own."""
     assert list(by_file()) == [
-        "encoder.onnx", "embed.onnx",
+        "encoder.onnx",
         "cross_1.onnx", "block_1.onnx", "cross_2.onnx", "block_2.onnx",
         "cross_3.onnx", "block_3.onnx", "cross_4.onnx", "block_4.onnx",
         "head.onnx",
@@ -46,8 +46,8 @@ def test_block_takes_state_and_places() -> None:
 
 def test_a_block_of_attention_takes_keys_values_and_a_bias() -> None:
     """The ring of a window has its size, that of all positions one that grows."""
-    graphs = by_file(mixer="attention", glu=False, decoder_reaches=[7, 0])
-    for file, size in (("block_1.onnx", 7), ("block_2.onnx", "places")):
+    graphs = by_file(mixer="attention", glu=False, decoder_reaches=[3, 7, 0])
+    for file, size in (("block_2.onnx", 7), ("block_3.onnx", "places")):
         assert {tensor.name: tensor.shape for tensor in graphs[file].inputs} == {
             "states": ["cells", 16],
             "exit_states": ["rows", 16],
@@ -66,27 +66,44 @@ def test_a_block_of_attention_takes_keys_values_and_a_bias() -> None:
         assert outputs == ["next_states", "next_exit_states", "next_keys", "next_values"]
 
 
-def test_embedding_takes_the_vectors_of_positions() -> None:
-    """And none of the positions themselves: the runtime keeps the vectors."""
-    embed = by_file()["embed.onnx"]
-    assert {tensor.name: tensor.shape for tensor in embed.inputs} == {
-        "tokens": ["rows"],
-        "position_vectors": ["rows", 16],
-        "states": ["cells", 16],
-        "own_cells": ["rows", 1],
-    }
+def test_block_1_takes_tokens_of_all_rows() -> None:
+    """And the vectors of positions, none of the positions themselves: the runtime keeps the vectors."""
+    for changes, kept, places in (
+        ({}, {"columns": ["column_cells", 4]}, {"tap_places": ["rows", 1, 4, 1, 3]}),
+        (
+            {"mixer": "attention", "glu": False, "decoder_reaches": [0, 3]},
+            {"keys": ["column_cells", 8], "values": ["column_cells", 8]},
+            {"place_bias": ["rows", 1, 1, 1, "places"]},
+        ),
+    ):
+        block = by_file(**changes)["block_1.onnx"]
+        assert {tensor.name: tensor.shape for tensor in block.inputs} == {
+            "tokens": ["rows"],
+            "position_vectors": ["rows", 16],
+            "states": ["cells", 16],
+            **kept,
+            "cross_key": ["rows", 2, 8, "source"],
+            "cross_value": ["rows", 2, "source", 8],
+            "source_bias": ["rows", 1, 1, "source"],
+            "own_cells": ["rows", 1],
+            "written_columns": ["written", 1],
+            **places,
+        }
+        assert [tensor.name for tensor in block.outputs] == [
+            "next_states", "exit_states", *(f"next_{name}" for name in kept),
+        ]  # fmt: skip
 
 
 def test_blocks_differ_in_their_taps_alone() -> None:
     """One tap is nothing special."""
     graphs = by_file()
     assert [graphs[f"block_{n}.onnx"].inputs[-1].shape for n in (1, 2, 3, 4)] == [
-        ["active", 1, 4, 1, 3], ["active", 1, 4, 1, 5], ["active", 1, 4, 1, 1], ["active", 1, 4, 1, 7],
+        ["rows", 1, 4, 1, 3], ["active", 1, 4, 1, 5], ["active", 1, 4, 1, 1], ["active", 1, 4, 1, 7],
     ]  # fmt: skip
-    first = graphs["block_1.onnx"]
-    for n in (2, 3, 4):
-        assert graphs[f"block_{n}.onnx"].inputs[:-1] == first.inputs[:-1]
-        assert graphs[f"block_{n}.onnx"].outputs == first.outputs
+    second = graphs["block_2.onnx"]
+    for n in (3, 4):
+        assert graphs[f"block_{n}.onnx"].inputs[:-1] == second.inputs[:-1]
+        assert graphs[f"block_{n}.onnx"].outputs == second.outputs
 
 
 ATTENTION = {"mixer": "attention", "glu": False, "decoder_reaches": [0, 3, 0]}
@@ -104,11 +121,11 @@ def test_state_comes_out_as_it_went_in(changes: dict[str, object]) -> None:
                 state = inputs[tensor.name.removeprefix("next_")]
                 assert (tensor.shape, tensor.dtype) == (state.shape, state.dtype)
     facts = tiny_facts(**changes)
-    assert found == 1 + (2 + len(mixer_state(facts).tensors)) * facts.decoder_blocks
+    assert found == (2 + len(mixer_state(facts).tensors)) * facts.decoder_blocks - 1  # block 1 makes exit states anew
 
 
 @pytest.mark.parametrize("changes", [{}, ATTENTION], ids=["convolution", "attention"])
-@pytest.mark.parametrize("role", ["encoder", "embed", "cross", "block", "head"])
+@pytest.mark.parametrize("role", ["encoder", "cross", "block", "head"])
 def test_only_listed_types_occur(role: str, changes: dict[str, object]) -> None:
     integers = {
         "source", "tokens", "active_rows", "own_cells", "read_cells", "written_columns", "tap_places",

@@ -14,7 +14,7 @@ HASH = "0123456789abcdef" * 4
 
 MANIFEST: dict[str, object] = {
     "format": "edgeseq-bundle",
-    "format_version": 4,
+    "format_version": 5,
     "edgeseq_version": "0.1.0",
     "created": "2026-01-31",
     "compute_type": "float32",
@@ -120,7 +120,7 @@ def inspect(*arguments: str) -> Outcome:
 def test_summary_names_what_a_user_asks_about() -> None:
     assert inspect().lines == [
         "Bundle     en-de.bundle",
-        "Format     4, written by edgeseq 0.1.0 on 2026-01-31",
+        "Format     5, written by edgeseq 0.1.0 on 2026-01-31",
         "Size       2.00 MB in 5 files, float32",
         f"SHA-256    {HASH}",
         "Licence    CC BY 2.0 FR",
