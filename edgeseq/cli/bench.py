@@ -15,8 +15,9 @@ from edgeseq.cli.options import device_option, threads_option
 
 if TYPE_CHECKING:
     from edgeseq.bench.timing import Shape, Timing
-    from edgeseq_runtime.manifest import ComputeTypeName, ModelFacts
+    from edgeseq_runtime.manifest import ModelFacts
     from edgeseq_runtime.policy import DepthPolicy
+    from edgeseq_runtime.records import ComputeTypeName
 
 _COUNT = click.IntRange(min=1)
 _AVERAGE = re.compile(r"[0-9]+\.[0-9]+")

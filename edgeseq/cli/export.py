@@ -10,7 +10,7 @@ import click
 from edgeseq.cli.streams import log_to_stderr
 
 if TYPE_CHECKING:
-    from edgeseq_runtime.manifest import ComputeTypeName
+    from edgeseq_runtime.records import ComputeTypeName
 
 _FILE = click.Path(path_type=Path)
 

@@ -42,19 +42,10 @@ from edgeseq_runtime.atomic import publish_directory, write_file
 from edgeseq_runtime.bundle import describe_file, describe_graph, load_bundle
 from edgeseq_runtime.engine import Engine
 from edgeseq_runtime.known_answers import answer, asked_graphs, tensor_names
-from edgeseq_runtime.manifest import (
-    MANIFEST_FILE,
-    ComputeTypeName,
-    FileEntry,
-    Manifest,
-    ModelFacts,
-    ParityReport,
-    ParityRow,
-    Provenance,
-    QuantisationReport,
-    TokenizerFacts,
-)
+from edgeseq_runtime.manifest import MANIFEST_FILE, FileEntry, Manifest, ModelFacts, Provenance, TokenizerFacts
 from edgeseq_runtime.predictors import CertaintyUnits, DepthClassifier, HaltingUnits, Predictor
+from edgeseq_runtime.records import ComputeTypeName
+from edgeseq_runtime.reports import ParityReport, ParityRow, QuantisationReport
 from edgeseq_runtime.signatures import expected_signatures
 from edgeseq_runtime.tokenizer import EOS_ID, Tokenizer
 

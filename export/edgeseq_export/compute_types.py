@@ -18,7 +18,7 @@ from torch import Tensor, nn
 
 from edgeseq_export.activation_ranges import ActivationRange
 from edgeseq_export.graph_writer import ONNXRUNTIME_DOMAIN, GraphWriter
-from edgeseq_runtime.manifest import ComputeTypeName
+from edgeseq_runtime.records import ComputeTypeName
 from edgeseq_runtime.signatures import GraphSignature
 
 Int8Array = NDArray[np.int8]

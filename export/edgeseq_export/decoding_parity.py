@@ -21,10 +21,10 @@ from edgeseq.models import Seq2Seq
 from edgeseq.models.reference import StopRule, pad_sources, reference_decode, stop_by_choice, stop_by_halting
 from edgeseq.modules.predictors import certainty_of, mean_memory
 from edgeseq_runtime.engine import Engine
-from edgeseq_runtime.manifest import DecodingParity
 from edgeseq_runtime.policy import largest_probability
 from edgeseq_runtime.predictors import CertaintyUnits, DepthClassifier, HaltingUnits, Predictor
 from edgeseq_runtime.predictors import mean_memory as runtime_mean_memory
+from edgeseq_runtime.reports import DecodingParity
 from edgeseq_runtime.state import DecoderState
 from edgeseq_runtime.tokenizer import BOS_ID, PAD_ID
 

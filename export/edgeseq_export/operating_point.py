@@ -7,8 +7,9 @@ from dataclasses import dataclass
 
 from edgeseq.evaluation.policies import PolicyResult, evaluate_policies
 from edgeseq_runtime import Translator
-from edgeseq_runtime.manifest import DepthQuality, OperatingPoint
+from edgeseq_runtime.manifest import OperatingPoint
 from edgeseq_runtime.policy_names import DEFAULT_POINT
+from edgeseq_runtime.reports import DepthQuality
 
 MAX_BLEU_LOSS = 0.4
 """Against full depth on the validation set: the default point is the cheapest that loses no more."""

@@ -13,8 +13,9 @@ from torch import Tensor
 
 from edgeseq_export.example_inputs import example_inputs
 from edgeseq_export.graphs import GraphPart
-from edgeseq_runtime.manifest import ModelFacts, ParityRow
+from edgeseq_runtime.manifest import ModelFacts
 from edgeseq_runtime.places import Layout, StepPlaces
+from edgeseq_runtime.reports import ParityRow
 
 # Float32 on both sides, sums in another order: absolute difference, relative to the largest value of an output.
 TOLERANCE = 2e-5

@@ -18,8 +18,9 @@ from edgeseq.evaluation.scores import CorpusScores, score_corpus
 from edgeseq_runtime.arrays import BoolArray, FloatArray, IntArray
 from edgeseq_runtime.bundle import Bundle
 from edgeseq_runtime.engine import Engine
-from edgeseq_runtime.manifest import ModelFacts, QuantisationReport
+from edgeseq_runtime.manifest import ModelFacts
 from edgeseq_runtime.policy import DepthPolicy
+from edgeseq_runtime.reports import QuantisationReport
 from edgeseq_runtime.search import Hypothesis, greedy, output_limit
 from edgeseq_runtime.tokenizer import BOS_ID, PAD_ID, Tokenizer
 

@@ -15,9 +15,10 @@ from edgeseq_export.facts import model_facts
 from edgeseq_export.graphs import split_model
 from edgeseq_export.onnx_graphs import write_graph
 from edgeseq_runtime.atomic import write_file
-from edgeseq_runtime.manifest import ComputeTypeName, ModelFacts
+from edgeseq_runtime.manifest import ModelFacts
 from edgeseq_runtime.policy import DepthPolicy, Halting, Thresholds
 from edgeseq_runtime.predictors import HaltingUnits
+from edgeseq_runtime.records import ComputeTypeName
 from edgeseq_runtime.tokenizer import EOS_ID
 
 _KERNEL_SIZES = (3, 7, 15, 31)

@@ -8,10 +8,10 @@ thresholds mean nothing to another model.
 from pathlib import Path
 from typing import Annotated, Final, Literal, Self
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
+from pydantic import Field, ValidationError, field_validator, model_validator
 
 from edgeseq_runtime.errors import BundleError
-from edgeseq_runtime.manifest import Measure, PositiveInt, Sha256, list_problems
+from edgeseq_runtime.records import Measure, PositiveInt, Record, Sha256, list_problems
 
 CALIBRATION_FILE = "calibration.json"
 CALIBRATION_VERSION: Final = 2
@@ -19,11 +19,7 @@ CALIBRATION_VERSION: Final = 2
 _Level = Annotated[float, Field(gt=0, lt=1)]
 
 
-class _Record(BaseModel):
-    model_config = ConfigDict(strict=True, frozen=True, extra="forbid")
-
-
-class Machine(_Record):
+class Machine(Record):
     """Where and how times were measured.
 
     Attributes:
@@ -39,7 +35,7 @@ class Machine(_Record):
     cpu_count: PositiveInt
 
 
-class MeasuredPolicy(_Record):
+class MeasuredPolicy(Record):
     """What a depth policy gave on the calibration text.
 
     Attributes:
@@ -66,7 +62,7 @@ class MeasuredPolicy(_Record):
         return policy
 
 
-class Guarantee(_Record):
+class Guarantee(Record):
     """With probability at least 1 - epsilon, the expected loss against full depth is at most delta.
 
     The probability is over the sentences that were drawn to test with.
@@ -107,7 +103,7 @@ class CalibratedPoint(MeasuredPolicy):
     guarantee: Guarantee | None = None
 
 
-class Calibration(_Record):
+class Calibration(Record):
     """The whole of ``calibration.json``.
 
     Attributes:

@@ -10,56 +10,33 @@ import math
 from collections import Counter
 from typing import Annotated, Final, Literal, Self
 
-from pydantic import (
-    AfterValidator,
-    BaseModel,
-    ConfigDict,
-    Field,
-    ValidationError,
-    field_validator,
-    model_validator,
-)
+from pydantic import Field, ValidationError, field_validator, model_validator
 
 from edgeseq_runtime.errors import BundleError
+from edgeseq_runtime.records import (
+    ComputeTypeName,
+    CountInt,
+    FileName,
+    FileSize,
+    Measure,
+    PositiveInt,
+    Record,
+    Sha256,
+    SizeInt,
+    list_problems,
+)
+from edgeseq_runtime.reports import DepthQuality, ParityReport, QuantisationReport
 
 FORMAT: Final = "edgeseq-bundle"
 FORMAT_VERSION: Final = 5
 MANIFEST_FILE = "manifest.json"
 
-MAX_FILE_BYTES = 2**31 - 1
-"""Largest file a bundle may list: the limit of protobuf, hence of one ONNX graph."""
-
-
-def _plain_file_name(name: str) -> str:
-    allowed = set("abcdefghijklmnopqrstuvwxyzABCDEFGHIJKLMNOPQRSTUVWXYZ0123456789._-")
-    if not name or not set(name) <= allowed or name.startswith((".", "-")):
-        raise ValueError(
-            f"{name!r} is not a plain file name: expected letters, digits, '.', '_' and '-' only, "
-            "starting with a letter, digit or '_'"
-        )
-    return name
-
-
-FileName = Annotated[str, Field(max_length=100), AfterValidator(_plain_file_name)]
-Sha256 = Annotated[str, Field(pattern=r"^[0-9a-f]{64}$")]
-FileSize = Annotated[int, Field(gt=0, le=MAX_FILE_BYTES)]
-PositiveInt = Annotated[int, Field(gt=0, lt=2**31)]
-SizeInt = Annotated[int, Field(ge=0, lt=2**31)]
-CountInt = Annotated[int, Field(ge=0)]
-Measure = Annotated[float, Field(ge=0, allow_inf_nan=False)]
-Share = Annotated[float, Field(ge=0, le=1)]
-
 GraphRole = Literal["encoder", "cross", "block", "head"]
 FileRole = Literal["tokenizer", "predictors", "known_answers"]
 DType = Literal["float32", "int64", "bool"]
-ComputeTypeName = Literal["float32", "int8", "int8-weights", "int4"]
 
 
-class _Record(BaseModel):
-    model_config = ConfigDict(strict=True, frozen=True, extra="forbid")
-
-
-class ModelFacts(_Record):
+class ModelFacts(Record):
     """What the runtime has to know of the model. All sizes concern the decoder.
 
     Attributes:
@@ -114,7 +91,7 @@ class ModelFacts(_Record):
         return self
 
 
-class TensorSpec(_Record):
+class TensorSpec(Record):
     """One input or output of a graph; axes are sizes, or names where the size varies."""
 
     name: Annotated[str, Field(min_length=1, max_length=100)]
@@ -122,7 +99,7 @@ class TensorSpec(_Record):
     shape: list[CountInt | str]
 
 
-class GraphEntry(_Record):
+class GraphEntry(Record):
     """One ONNX file. ``block`` is None for graphs that belong to no block."""
 
     file: FileName
@@ -134,7 +111,7 @@ class GraphEntry(_Record):
     outputs: list[TensorSpec]
 
 
-class FileEntry(_Record):
+class FileEntry(Record):
     """One file that is not a graph."""
 
     file: FileName
@@ -143,7 +120,7 @@ class FileEntry(_Record):
     sha256: Sha256
 
 
-class TokenizerFacts(_Record):
+class TokenizerFacts(Record):
     """Number of pieces, and the special ids, which are the same in all of edgeseq."""
 
     pieces: PositiveInt
@@ -166,7 +143,7 @@ THRESHOLD_KINDS: Final = frozenset({"halting", "certainty"})
 """Predictors that are asked after each block and compared with a threshold."""
 
 
-class PredictorEntry(_Record):
+class PredictorEntry(Record):
     """One depth predictor, whose weights the bundle holds.
 
     Attributes:
@@ -204,7 +181,7 @@ class PredictorEntry(_Record):
         return name
 
 
-class OperatingPoint(_Record):
+class OperatingPoint(Record):
     """A depth policy under a name, with what it gave on a validation set.
 
     Attributes:
@@ -233,103 +210,14 @@ class OperatingPoint(_Record):
         return policy
 
 
-class DepthQuality(_Record):
-    """What a depth policy gave on the validation set."""
-
-    depth: Annotated[str, Field(min_length=1, max_length=100)]
-    bleu: Measure
-    chrf: Measure
-    average_depth: Measure
-    sentences: PositiveInt
-
-
-class ParityRow(_Record):
-    """One graph against its torch module: the largest difference over ``shapes`` shapes."""
-
-    graph: FileName
-    shapes: PositiveInt
-    max_abs_diff: Measure
-    tolerance: Measure
-
-
-class DecodingParity(_Record):
-    """Whole decodes against torch, forced along torch's tokens and depths.
-
-    Attributes:
-        sentences: Sentences decoded.
-        tokens: Tokens generated.
-        decisions: Choices compared: the best token, and to stop or not after each block.
-        disagreements: Choices that differ although torch's margin exceeded the tie margin.
-        ties: Choices where torch's margin was below it; not counted as disagreements.
-    """
-
-    sentences: PositiveInt
-    tokens: PositiveInt
-    decisions: PositiveInt
-    disagreements: CountInt
-    ties: CountInt
-
-
-class ParityReport(_Record):
-    """How far the exported graphs are from the torch modules they come from.
-
-    Attributes:
-        tie_margin: Margin below which a decision of torch counts as a tie.
-        rows: One row per graph.
-        decoding: The comparison of whole decodes.
-    """
-
-    tie_margin: Measure
-    rows: list[ParityRow]
-    decoding: DecodingParity
-
-
-class QuantisationReport(_Record):
-    """What fewer bits changed, measured on validation text when the bundle was made.
-
-    Attributes:
-        compute_type: Of the bundle's graphs.
-        policy: The depth policy under which depths were compared.
-        sentences: Sentences of the text.
-        tokens: Tokens that float32 chose at full depth, along which the bundle's graphs were led.
-        token_agreement: Share of them that are the bundle's choice as well.
-        depth_changes: Share of float32's tokens under ``policy`` that the bundle would have stopped at
-            another block.
-        float32_bleu: BLEU of float32 at full depth.
-        float32_chrf: chrF of float32 at full depth.
-        bleu: BLEU of the bundle at full depth.
-        chrf: chrF of the bundle at full depth.
-    """
-
-    compute_type: ComputeTypeName
-    policy: str
-    sentences: PositiveInt
-    tokens: PositiveInt
-    token_agreement: Share
-    depth_changes: Share
-    float32_bleu: Measure
-    float32_chrf: Measure
-    bleu: Measure
-    chrf: Measure
-
-    def describe(self) -> str:
-        """One line for people."""
-        return (
-            f"{self.compute_type} against float32 on {self.sentences:,} sentences: BLEU {self.bleu:.2f} "
-            f"({self.float32_bleu:.2f}), chrF {self.chrf:.2f} ({self.float32_chrf:.2f}) and "
-            f"{self.token_agreement:.2%} of tokens the same at full depth; {self.depth_changes:.2%} stop elsewhere "
-            f"at {self.policy}"
-        )
-
-
-class Provenance(_Record):
+class Provenance(Record):
     """Where the weights come from: licence of the bundle, and the data it was trained on."""
 
     licence: str
     data: str
 
 
-class Manifest(_Record):
+class Manifest(Record):
     """The whole of ``manifest.json``.
 
     Attributes:
@@ -427,20 +315,6 @@ class Manifest(_Record):
             return cls.model_validate_json(data)
         except ValidationError as error:
             raise BundleError(f"{name} is not valid {list_problems(error, 'manifest')}") from error
-
-
-def list_problems(error: ValidationError, whole: str) -> str:
-    """Say what is wrong with a file, a line each: ``(2 problems):`` and so on.
-
-    Args:
-        error: What pydantic found.
-        whole: Where a problem lies that is in no field.
-    """
-    problems = [
-        f"  {'.'.join(str(part) for part in problem['loc']) or whole}: {problem['msg'].removeprefix('Value error, ')}"
-        for problem in error.errors(include_url=False)
-    ]
-    return f"({len(problems)} problems):\n" + "\n".join(problems)
 
 
 def _refuse_repeats(what: str, names: list[str]) -> None:

@@ -24,17 +24,8 @@ from edgeseq_export.graphs import split_model
 from edgeseq_export.onnx_graphs import write_graph
 from edgeseq_runtime._version import __version__
 from edgeseq_runtime.bundle import describe_file, describe_graph
-from edgeseq_runtime.manifest import (
-    MANIFEST_FILE,
-    DecodingParity,
-    Manifest,
-    ModelFacts,
-    OperatingPoint,
-    ParityReport,
-    ParityRow,
-    Provenance,
-    TokenizerFacts,
-)
+from edgeseq_runtime.manifest import MANIFEST_FILE, Manifest, ModelFacts, OperatingPoint, Provenance, TokenizerFacts
+from edgeseq_runtime.reports import DecodingParity, ParityReport, ParityRow
 from edgeseq_runtime.tokenizer import BOS_ID, EOS_ID, PAD_ID, UNK_ID
 from small_models import balance_predictors, linear_units
 

@@ -29,9 +29,10 @@ from edgeseq_runtime.arrays import AnyArray, IntArray
 from edgeseq_runtime.bundle import Bundle, describe_graph, load_bundle
 from edgeseq_runtime.engine import Engine
 from edgeseq_runtime.errors import BundleError, DeviceError
-from edgeseq_runtime.manifest import MANIFEST_FILE, Manifest, QuantisationReport
+from edgeseq_runtime.manifest import MANIFEST_FILE, Manifest
 from edgeseq_runtime.places import Layout
 from edgeseq_runtime.policy import DepthPolicy, FixedDepth
+from edgeseq_runtime.reports import QuantisationReport
 from edgeseq_runtime.search import Hypothesis, greedy, output_limit
 from edgeseq_runtime.signatures import expected_signatures
 from edgeseq_runtime.tokenizer import BOS_ID, EOS_ID, PAD_ID
