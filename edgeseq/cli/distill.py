@@ -9,7 +9,7 @@ from typing import Literal
 import click
 
 from edgeseq.cli.configuration import FILE, configuration_options, limit_kernel_cache, resolve_config
-from edgeseq.cli.options import length_penalty_option
+from edgeseq.cli.options import length_penalty_option, threads_option
 from edgeseq.cli.streams import log_to_stderr
 from edgeseq.cli.translators import open_translator
 
@@ -82,14 +82,7 @@ _NAME_DIGITS = 12
     metavar="N",
     help="Sentences that the teacher decodes together.",
 )
-@click.option(
-    "--threads",
-    type=click.IntRange(min=1),
-    default=1,
-    show_default=True,
-    metavar="N",
-    help="Processor cores that the teacher uses: so many processes share the text, each with a batch of its own.",
-)
+@threads_option
 @click.option(
     "--device",
     type=click.Choice(["auto", "cpu", "cuda"]),

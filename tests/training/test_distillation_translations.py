@@ -16,7 +16,7 @@ from edgeseq.distillation.translations import (
     translate_text,
 )
 from edgeseq.errors import CheckpointError
-from edgeseq_runtime import BeamOptions, Translation, Translator
+from edgeseq_runtime import BeamOptions, Translation, Translator, TranslatorPool
 from small_corpora import write_lines
 from tiny_bundle import tiny_sentences, write_tiny_bundle
 
@@ -39,7 +39,9 @@ def src(tmp_path: Path) -> Path:
     return write_lines(tmp_path / "src", TEXT)
 
 
-def translate(teacher: Translator, src: Path, settings: TranslationSettings = SETTINGS) -> dict[str, bytes]:
+def translate(
+    teacher: Translator | TranslatorPool, src: Path, settings: TranslationSettings = SETTINGS
+) -> dict[str, bytes]:
     """The parts by name, after translating into the folder beside the text."""
     folder = src.parent / "translations"
     translate_text(teacher, src, folder, settings, batch_size=4)
@@ -69,6 +71,14 @@ def _compare(line: TeacherLine, expected: list[Translation]) -> None:
         assert found.pieces == len(wanted.tokens)
         assert found.ended == ("</s>" in wanted.tokens)
         assert found.log_probability == pytest.approx(sum(wanted.token_scores) / len(wanted.token_scores))
+
+
+def test_processes_write_what_one_does(
+    teacher: Translator, src: Path, tmp_path_factory: pytest.TempPathFactory
+) -> None:
+    other = write_lines(tmp_path_factory.mktemp("other") / "src", TEXT)
+    with TranslatorPool(teacher.bundle.path, processes=2, depth="full", device="cpu") as pool:
+        assert translate(pool, other) == translate(teacher, src)
 
 
 def test_hypotheses_that_ended_and_that_did_not_occur(teacher: Translator, src: Path) -> None:
