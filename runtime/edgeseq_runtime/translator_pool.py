@@ -152,15 +152,20 @@ class TranslatorPool:
     def _translate_windows(
         self, call: int, pairs: Iterator[tuple[str, str]], size: int, settings: dict[str, Any]
     ) -> Iterator[Translation]:
-        windows = iter(lambda: list(itertools.islice(pairs, size)), [])
         out: deque[int] = deque()  # lines of the windows that are out
-        while True:
-            for window in itertools.islice(windows, _WINDOWS_AHEAD - len(out)):
-                self._hand_out(call, window, settings)
-                out.append(len(window))
-            if not out:
-                return
-            yield from self._collect(call, out.popleft())
+        failure: Exception | None = None
+        more = True
+        while more or out:
+            while more and len(out) < _WINDOWS_AHEAD:
+                window, failure = _read(pairs, size)
+                more = len(window) == size
+                if window:
+                    self._hand_out(call, window, settings)
+                    out.append(len(window))
+            if out:
+                yield from self._collect(call, out.popleft())
+        if failure is not None:
+            raise failure
 
     def _hand_out(self, call: int, window: list[tuple[str, str]], settings: dict[str, Any]) -> None:
         """Give each process every so-manieth line: shares alike in length."""
@@ -206,6 +211,16 @@ class TranslatorPool:
             f"process {process.pid}, one of {len(self._processes)} that translate, has died with exit code "
             f"{process.exitcode}: if memory was short, use fewer, or smaller batches"
         )
+
+
+def _read(pairs: Iterator[tuple[str, str]], size: int) -> tuple[list[tuple[str, str]], Exception | None]:
+    """Take up to so many lines; also those before an error, which is for later."""
+    window: list[tuple[str, str]] = []
+    try:
+        window.extend(itertools.islice(pairs, size))
+    except Exception as error:  # noqa: BLE001 (whatever the reader of the lines raises)
+        return window, error
+    return window, None
 
 
 def _serve(connection: Connection, model: str, depth: str, device: str) -> None:

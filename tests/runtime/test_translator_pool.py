@@ -15,6 +15,7 @@ from edgeseq_runtime import (
     DeviceError,
     InputError,
     PolicyError,
+    Translation,
     Translator,
     TranslatorPool,
     TruncationWarning,
@@ -100,6 +101,20 @@ def test_what_comes_before_an_error_is_given(pool: TranslatorPool, translator: T
     with pytest.raises(InputError, match="expected text as str, got int: 3"):
         next(results)
     assert list(pool.translate_iter(["the dog"])) == [expected], "a call after an error"
+
+
+@pytest.mark.parametrize("count", [0, 5, 4 * WINDOW_BATCHES, 5 * WINDOW_BATCHES])
+def test_what_was_read_before_the_reader_failed_is_given(
+    pool: TranslatorPool, translator: Translator, count: int
+) -> None:
+    def lines() -> Iterator[str]:
+        yield from itertools.islice(itertools.cycle(LINES), count)
+        raise OSError("the disk has gone")
+
+    found: list[Translation] = []
+    with pytest.raises(OSError, match="the disk has gone"):
+        found.extend(pool.translate_iter(lines(), batch_size=1))
+    assert found == translator.translate(list(itertools.islice(itertools.cycle(LINES), count)))
 
 
 def test_settings_out_of_range_are_refused_at_once(pool: TranslatorPool, tiny_bundle: Path, tmp_path: Path) -> None:
