@@ -13,6 +13,7 @@ from hypothesis import strategies as st
 
 from command_line import run_edgeseq
 from edgeseq.bench.depths import TRACED_BLOCKS, Replayed, read_trace, scale_trace
+from edgeseq.bench.processes import Measurement, time_in_processes
 from edgeseq.bench.timing import Shape, decode_once, draw_sources, time_depths
 from edgeseq_export.random_models import RandomModel, RandomSizes, write_random_model
 from edgeseq_runtime.engine import Engine
@@ -115,6 +116,19 @@ def test_random_weights_of_any_compute_type_are_timed(compute_type: str) -> None
     for name in ("tokens_per_second", "ms_per_step", "ms_per_sentence", "ms_encoder"):
         assert full[name] > 0
     assert "FLOPs saved" in outcome.stderr
+
+
+def test_processes_measure_at_the_same_time(tmp_path: Path) -> None:
+    """Each takes the time of its own decodes; together they make the tokens of all."""
+    model = write_random_model(tmp_path, SIZES, "float32")
+    shape = Shape(batch_size=2, source_length=5, target_length=7)
+    policies = [FixedDepth(name, model.facts, int(name)) for name in ("1", "3")]
+    measured = time_in_processes(Measurement(tmp_path, model.facts, "cpu", policies, shape, rounds=1), 3)
+    assert measured.provider == "CPUExecutionProvider"
+    assert [timing.depth for timing in measured.timings] == ["1", "3"]
+    for timing in measured.timings:
+        each = 1000 * shape.target_length / timing.ms_per_sentence
+        assert timing.tokens_per_second > 2.99 * each  # 3, were the processes equally fast, and never less
 
 
 def test_a_bundle_is_timed_under_its_own_policies(tmp_path: Path) -> None:
