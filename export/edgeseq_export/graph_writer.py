@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import numpy as np
@@ -32,6 +32,8 @@ class GraphWriter:
             signature: what the graph takes and gives, and the file it is for.
         """
         self._signature = signature
+        self._number = 0
+        self._contributed = False
         self._nodes: list[onnx.NodeProto] = []
         self._added: dict[tuple[str, ...], str] = {}
         self._constants: dict[tuple[str, tuple[int, ...], bytes], onnx.TensorProto] = {}
@@ -48,9 +50,7 @@ class GraphWriter:
         Returns:
             The name of what it gives.
         """
-        name = output or f"{operator}_{len(self._nodes)}"
-        self._nodes.append(helper.make_node(operator, list(inputs), [name], name=name, **attributes))
-        return name
+        return self._add_node(operator, inputs, [output or self._name(operator)], attributes)[0]
 
     def add_once(self, operator: str, *inputs: str) -> str:
         """Adds a node without attributes, or names the result of the one that does the same."""
@@ -59,15 +59,38 @@ class GraphWriter:
             self._added[key] = self.add(operator, *inputs)
         return self._added[key]
 
-    def add_pair(self, operator: str, *inputs: str, **attributes: Any) -> tuple[str, str]:
-        """Adds a node with two outputs and returns their names."""
-        name = f"{operator}_{len(self._nodes)}"
-        names = (f"{name}_a", f"{name}_b")
-        self._nodes.append(helper.make_node(operator, list(inputs), list(names), name=name, **attributes))
-        return names
+    def split(self, x: str, number: int, axis: int) -> list[str]:
+        """Adds the cut of a tensor into parts of equal size and returns their names."""
+        names = [self._name("Split") for _ in range(number)]
+        return self._add_node("Split", [x], names, {"axis": axis, "num_outputs": number})
+
+    def add_choice(
+        self,
+        condition: str,
+        chosen: tuple[Callable[[], Sequence[str]], Callable[[], Sequence[str]]],
+        outputs: Sequence[str | None],
+    ) -> list[str]:
+        """Adds an `If`: one of two graphs within this one is run.
+
+        What they add has the same operators and constants, and may read what was added before. Constants belong to
+        the graph that uses them: onnxruntime prepares the weights of a product only in the graph that holds them.
+
+        Args:
+            condition: a bool, of one element.
+            chosen: add what is run where the condition holds, and where not, and name what they give, made by a
+                node of their own.
+            outputs: names for what it gives, None for any name.
+
+        Returns:
+            The names.
+        """
+        branches = {
+            name: self._branch(add) for name, add in zip(("then_branch", "else_branch"), chosen, strict=True)
+        }
+        return self._add_node("If", [condition], [name or self._name("If") for name in outputs], branches)
 
     def constant(self, array: NDArray[np.generic] | Tensor) -> str:
-        """Adds a tensor; equal tensors are stored once.
+        """Adds a tensor; equal tensors of a graph are stored once.
 
         Returns:
             Its name.
@@ -77,7 +100,7 @@ class GraphWriter:
         array = np.asarray(array, order="C")
         key = (str(array.dtype), array.shape, array.tobytes())
         if key not in self._constants:
-            self._constants[key] = numpy_helper.from_array(array, f"constant_{len(self._constants)}")
+            self._constants[key] = numpy_helper.from_array(array, self._name("constant"))
         return self._constants[key].name
 
     def integers(self, *values: int) -> str:
@@ -117,8 +140,26 @@ class GraphWriter:
 
     def _domains(self) -> list[tuple[str, int]]:
         """Operator sets that the nodes belong to, with their versions."""
-        contributed = any(node.domain == ONNXRUNTIME_DOMAIN for node in self._nodes)
-        return [("", OPSET), *([(ONNXRUNTIME_DOMAIN, 1)] if contributed else [])]
+        return [("", OPSET), *([(ONNXRUNTIME_DOMAIN, 1)] if self._contributed else [])]
+
+    def _name(self, what: str) -> str:
+        self._number += 1
+        return f"{what}_{self._number}"
+
+    def _add_node(
+        self, operator: str, inputs: Sequence[str], outputs: list[str], attributes: dict[str, Any]
+    ) -> list[str]:
+        self._contributed |= attributes.get("domain") == ONNXRUNTIME_DOMAIN
+        self._nodes.append(helper.make_node(operator, list(inputs), outputs, name=outputs[0], **attributes))
+        return outputs
+
+    def _branch(self, add: Callable[[], Sequence[str]]) -> onnx.GraphProto:
+        outside = self._nodes, self._added, self._constants
+        self._nodes, self._added, self._constants = [], dict(self._added), {}
+        results = [helper.make_empty_tensor_value_info(name) for name in add()]
+        branch = helper.make_graph(self._nodes, self._name("branch"), [], results, list(self._constants.values()))
+        self._nodes, self._added, self._constants = outside
+        return branch
 
 
 def _declare(specs: Sequence[TensorSpec]) -> list[onnx.ValueInfoProto]:
