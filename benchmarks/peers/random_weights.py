@@ -100,28 +100,30 @@ def main(
             (folder / compute_type).mkdir()
             models[compute_type] = write_random_model(folder / compute_type, sizes, compute_type)  # type: ignore[arg-type]
             engines[compute_type] = Engine(folder / compute_type, models[compute_type].facts, "cpu")
-    gc.freeze()  # the collector would walk over all that torch has loaded in the middle of a decode
-    click.echo(f"width {dim}, feed-forward {ffn}, vocabulary {vocab}, {blocks}-{blocks} blocks, one thread\n")
-    click.echo("| batch | system | depth | ms per sentence | tokens/s | times CTranslate2 |\n|---|---|---|---|---|---|")
-    for batch_size in batch_sizes:
-        shape = Shape(batch_size, SOURCE_LENGTH, TARGET_LENGTH)
-        sources = draw_sources(shape, vocab, seed=1)
-        contestants = {("CTranslate2 int8", "full"): peer(translator, sources, shape)}
-        for compute_type, engine in engines.items():
-            model = models[compute_type]
-            policies: list[DepthPolicy] = [FixedDepth("full", model.facts, blocks)]
-            for average in averages:
-                scaled = scale_trace(average, blocks, batch_size, TARGET_LENGTH)
-                policies.append(Replayed(f"{average:g}", scaled, model.halting_policy()))
-            for policy in policies:
-                contestants[f"edgeseq {compute_type}", policy.name] = decode_once(engine, sources, policy, shape)
-        seconds = time_in_turn({" / ".join(key): decode for key, decode in contestants.items()}, batch_size, rounds)
-        baseline = next(iter(seconds.values()))
-        for (system, depth), median in zip(contestants, seconds.values(), strict=True):
-            click.echo(
-                f"| {batch_size} | {system} | {depth} | {1000 * median / batch_size:.2f} "
-                f"| {batch_size * TARGET_LENGTH / median:,.0f} | {baseline / median:.2f} |"
-            )
+        gc.freeze()  # the collector would walk over all that torch has loaded in the middle of a decode
+        click.echo(f"width {dim}, feed-forward {ffn}, vocabulary {vocab}, {blocks}-{blocks} blocks, one thread\n")
+        click.echo(
+            "| batch | system | depth | ms per sentence | tokens/s | times CTranslate2 |\n|---|---|---|---|---|---|"
+        )
+        for batch_size in batch_sizes:
+            shape = Shape(batch_size, SOURCE_LENGTH, TARGET_LENGTH)
+            sources = draw_sources(shape, vocab, seed=1)
+            contestants = {("CTranslate2 int8", "full"): peer(translator, sources, shape)}
+            for compute_type, engine in engines.items():
+                model = models[compute_type]
+                policies: list[DepthPolicy] = [FixedDepth("full", model.facts, blocks)]
+                for average in averages:
+                    scaled = scale_trace(average, blocks, batch_size, TARGET_LENGTH)
+                    policies.append(Replayed(f"{average:g}", scaled, model.halting_policy()))
+                for policy in policies:
+                    contestants[f"edgeseq {compute_type}", policy.name] = decode_once(engine, sources, policy, shape)
+            seconds = time_in_turn({" / ".join(key): decode for key, decode in contestants.items()}, batch_size, rounds)
+            baseline = next(iter(seconds.values()))
+            for (system, depth), median in zip(contestants, seconds.values(), strict=True):
+                click.echo(
+                    f"| {batch_size} | {system} | {depth} | {1000 * median / batch_size:.2f} "
+                    f"| {batch_size * TARGET_LENGTH / median:,.0f} | {baseline / median:.2f} |"
+                )
 
 
 if __name__ == "__main__":

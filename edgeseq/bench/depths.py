@@ -13,7 +13,7 @@ from importlib import resources
 import numpy as np
 from numpy.typing import NDArray
 
-from edgeseq_runtime.arrays import FloatArray, IntArray
+from edgeseq_runtime.arrays import IntArray
 from edgeseq_runtime.policy import DepthPolicy
 
 TRACED_BLOCKS = 6
@@ -61,15 +61,16 @@ def _to_depths(shares: NDArray[np.float64], log_power: float, blocks: int) -> In
 
 
 class Replayed:
-    """A depth policy under which every token does what another policy would do, and stops where it is told.
+    """A depth policy and the depths that tokens get in spite of it: it decides, and what it decides is put aside.
 
-    Deciding costs what it costs that policy; what it decides is put aside.
+    Attributes:
+        depths: of each token, (rows, tokens).
     """
 
     reads_logits = False
 
     def __init__(self, name: str, depths: IntArray, policy: DepthPolicy) -> None:
-        """Starts before the first token.
+        """Wraps a policy.
 
         Args:
             name: how the user called it.
@@ -77,29 +78,9 @@ class Replayed:
             policy: makes the decisions; does not read logits.
         """
         self.name = name
-        self._depths = depths
-        self._deepest = np.full(len(depths), depths.max())
-        self._policy = policy
-        self._position = -1
-
-    def limits(self, memory: FloatArray, lengths: IntArray) -> IntArray:
-        """Those of the policy; see `DepthPolicy`. A decode begins."""
-        self._position = -1
-        return self._policy.limits(memory, lengths)
-
-    def decides(self, block: int) -> bool:
-        """Where the policy does, and after block 1; see `DepthPolicy`."""
-        return block == 1 or self._policy.decides(block)
-
-    def plan(self, block: int, exit_states: FloatArray, logits: FloatArray | None) -> IntArray:
-        """Says after block 1 where each token stops; see `DepthPolicy`."""
-        if self._policy.decides(block):
-            self._policy.plan(block, exit_states, logits)
-        if block > 1:
-            return self._deepest[: len(exit_states)]
-        self._position += 1
-        return self._depths[:, self._position]
-
-    def decision_flops(self, block: int) -> int:
-        """That of the policy; see `DepthPolicy`."""
-        return self._policy.decision_flops(block)
+        self.depths = depths
+        self.linear_stop = policy.linear_stop
+        self.limits = policy.limits
+        self.decides = policy.decides
+        self.plan = policy.plan
+        self.decision_flops = policy.decision_flops

@@ -9,6 +9,7 @@ from dataclasses import asdict, dataclass, field
 
 import numpy as np
 
+from edgeseq.bench.depths import Replayed
 from edgeseq_runtime.arrays import IntArray
 from edgeseq_runtime.engine import Engine, Step
 from edgeseq_runtime.flops import DecoderFlops, decoder_flops
@@ -61,9 +62,11 @@ class _Endless:
         self.full_depth = engine.full_depth
         self.encoder_seconds = 0.0
         self._engine = engine
+        self._depths: IntArray | None = None
         self.adopt = engine.adopt
 
     def encode(self, sources: Sequence[Sequence[int]], policy: DepthPolicy) -> DecoderState:
+        self._depths = policy.depths if isinstance(policy, Replayed) else None
         started = time.perf_counter()
         state = self._engine.encode(sources, policy)
         self.encoder_seconds += time.perf_counter() - started
@@ -72,6 +75,8 @@ class _Endless:
     def step(
         self, state: DecoderState, tokens: IntArray, parents: IntArray | None = None, depths: IntArray | None = None
     ) -> Step:
+        if self._depths is not None:
+            depths = self._depths[:, state.positions[0]]
         step = self._engine.step(state, tokens, parents, depths)
         step.logits[:, EOS_ID] = -np.inf
         return step

@@ -90,6 +90,7 @@ class _Recorder:
     kinds: Mapping[str, str]
     name: str = "probe"
     reads_logits: bool = True
+    linear_stop: None = None
     choices: list[IntArray] = field(default_factory=list)
     """Of the current step, one (rows,) per block that has run, the last excepted; the others alike."""
     confidence: list[FloatArray] = field(default_factory=list)

@@ -21,7 +21,7 @@ from edgeseq.data.text import read_parallel
 from edgeseq.models import Seq2Seq
 from edgeseq.training.run import load_run
 from edgeseq_export.activation_ranges import ActivationRange, measure_ranges
-from edgeseq_export.compute_types import choose_compute_type
+from edgeseq_export.compute_types import choose_arithmetic
 from edgeseq_export.decoding_parity import MAX_TIE_SHARE, TIE_MARGIN, compare_decoding
 from edgeseq_export.errors import ExportError
 from edgeseq_export.facts import model_facts, predictor_entry
@@ -128,10 +128,8 @@ def export_run(
         parity = _compare_decodes(model, facts, float32_folder, predictors, sources, rows)
         if compute_type != "float32":
             assert pairs is not None, "checked above"
-            ranges = _measure_ranges(model, tokenizer, pairs)
+            arithmetic = choose_arithmetic(compute_type, _measure_ranges(model, tokenizer, pairs), keep_float32)
             for part in split_model(model, facts):
-                kept = part.signature.file.removesuffix(".onnx") in keep_float32
-                arithmetic = choose_compute_type(compute_type, part.signature, None if kept else ranges)
                 graph = write_graph(part, arithmetic)
                 write_file(folder / part.signature.file, graph.SerializeToString(deterministic=True))
             _write_known_answers(facts, folder)
@@ -153,7 +151,9 @@ def export_run(
 
 
 def _check_names(facts: ModelFacts, keep_float32: Collection[str]) -> None:
-    known = [signature.file.removesuffix(".onnx") for signature in expected_signatures(facts)]
+    # The step has the arithmetic of the blocks and exit heads that it consists of.
+    signatures = [signature for signature in expected_signatures(facts) if signature.role != "step"]
+    known = [signature.file.removesuffix(".onnx") for signature in signatures]
     unknown = sorted(set(keep_float32) - set(known))
     if unknown:
         raise ExportError(f"there is no graph {unknown[0]!r} to keep in float32; the graphs are {', '.join(known)}")

@@ -6,7 +6,7 @@ mates. That rules out onnxruntime's dynamic quantisation, which has one scale fo
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass
 from typing import Protocol
 
@@ -18,8 +18,8 @@ from torch import Tensor, nn
 
 from edgeseq_export.activation_ranges import ActivationRange
 from edgeseq_export.graph_writer import ONNXRUNTIME_DOMAIN, GraphWriter
+from edgeseq_runtime.manifest import GraphRole
 from edgeseq_runtime.records import ComputeTypeName
-from edgeseq_runtime.signatures import GraphSignature
 
 Int8Array = NDArray[np.int8]
 FloatArray = NDArray[np.float32]
@@ -151,25 +151,41 @@ class BlockwiseWeights(_QuantisedTables):
         )
 
 
-def choose_compute_type(
-    name: ComputeTypeName, signature: GraphSignature, ranges: Mapping[nn.Module, ActivationRange] | None
-) -> ComputeType:
-    """Picks the arithmetic of a graph.
+Arithmetic = Callable[[GraphRole, int | None], ComputeType]
+"""Chooses by the role and the block of a graph, or of a part of the graph of a whole step."""
+
+
+def all_float32(role: GraphRole, block: int | None) -> ComputeType:
+    """The `Arithmetic` of float32."""
+    del role, block
+    return FLOAT32
+
+
+def choose_arithmetic(
+    name: ComputeTypeName, ranges: Mapping[nn.Module, ActivationRange] | None, keep_float32: Collection[str] = ()
+) -> Arithmetic:
+    """Picks the arithmetic of a bundle.
 
     Encoder and source keys and values have many rows, even of one sentence: they are `int8`.
     Of `int4`, the exit head and block 1 keep 8 bits: every token runs them, and of all graphs they harmed the most.
 
     Args:
         name: compute type of the bundle.
-        signature: of the graph.
-        ranges: what modules read; None for a graph that stays float32.
+        ranges: what modules read; None for float32.
+        keep_float32: names of graphs that stay float32, such as `head` or `block_1`.
     """
     if ranges is None:
-        return FLOAT32
-    if name == "int8" or signature.role in {"encoder", "cross"}:
-        return Int8(ranges)
-    sensitive = signature.role == "head" or (signature.role, signature.block) == ("block", 1)
-    return BlockwiseWeights(bits=4 if name == "int4" and not sensitive else 8)
+        return all_float32
+
+    def choose(role: GraphRole, block: int | None) -> ComputeType:
+        if (role if block is None else f"{role}_{block}") in keep_float32:
+            return FLOAT32
+        if name == "int8" or role in {"encoder", "cross"}:
+            return Int8(ranges)
+        sensitive = role == "head" or (role, block) == ("block", 1)
+        return BlockwiseWeights(bits=4 if name == "int4" and not sensitive else 8)
+
+    return choose
 
 
 def quantise_columns(weight: FloatArray, bits: int = 8) -> tuple[Int8Array, FloatArray]:

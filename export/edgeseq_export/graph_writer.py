@@ -84,10 +84,12 @@ class GraphWriter:
         Returns:
             The names.
         """
-        branches = {
-            name: self._branch(add) for name, add in zip(("then_branch", "else_branch"), chosen, strict=True)
-        }
+        branches = {name: self._branch(add) for name, add in zip(("then_branch", "else_branch"), chosen, strict=True)}
         return self._add_node("If", [condition], [name or self._name("If") for name in outputs], branches)
+
+    def gives(self, output: str) -> bool:
+        """Whether the signature has an output of this name."""
+        return any(spec.name == output for spec in self._signature.outputs)
 
     def constant(self, array: NDArray[np.generic] | Tensor) -> str:
         """Adds a tensor; equal tensors of a graph are stored once.

@@ -10,12 +10,14 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Iterator
 from dataclasses import dataclass
+from typing import cast
 
 import torch
 from torch import Tensor, nn
 
 from edgeseq.models import Encoder, Seq2Seq
-from edgeseq.modules import CrossAttention, DecoderBlock, ExitHeads, SelfAttention, TokenEmbedding
+from edgeseq.models.seq2seq import Decoder
+from edgeseq.modules import ConvolutionUnit, CrossAttention, DecoderBlock, ExitHeads, SelfAttention, TokenEmbedding
 from edgeseq_runtime.manifest import ModelFacts
 from edgeseq_runtime.signatures import GraphSignature, expected_signatures
 
@@ -47,16 +49,18 @@ class CrossGraph(nn.Module):
 class BlockGraph(nn.Module, ABC):
     """A step of a block on some rows of a batch, reading and writing state through indices."""
 
-    def __init__(self, block: DecoderBlock) -> None:
+    def __init__(self, block: DecoderBlock, *, asked: bool) -> None:
         super().__init__()
         self.block = block
+        self.asked = asked
 
     def forward(self, states: Tensor, exit_states: Tensor, *others: Tensor) -> tuple[Tensor, ...]:
         """Runs the block's own step, on what it needs of the past read off the rings, oldest first.
 
         Arguments and shapes are those of the graph's signature; `others` begins with the tensors of columns. Results
-        are next_states, next_exit_states and the next tensors of columns.
+        are next_states, next_exit_states, the next tensors of columns, and stop_scores where the block is asked.
         """
+        others, stop_weight = (others[:-1], others[-1]) if self.asked else (others, None)
         *tensors, cross_key, cross_value, source_bias, active_rows, own_cells, read_cells, written, places = others
         active, own, written = active_rows.squeeze(1), own_cells.squeeze(1), written.squeeze(1)
         heads, column_dim = self.block.mixer.heads, tensors[0].shape[1]
@@ -82,6 +86,7 @@ class BlockGraph(nn.Module, ABC):
                 tensor.index_copy(0, now, column.reshape(-1, column_dim))
                 for tensor, column in zip(filled, columns, strict=True)
             ),
+            *(() if stop_weight is None else ((exit_state.squeeze(1) * stop_weight).sum(-1),)),
         )
 
     @abstractmethod
@@ -129,9 +134,10 @@ class FirstBlockGraph(nn.Module):
     def forward(self, tokens: Tensor, position_vectors: Tensor, states: Tensor, *others: Tensor) -> tuple[Tensor, ...]:
         """Embeds each row's token (rows,) and runs the block on all of them.
 
-        Arguments and shapes are those of the graph's signature. Results are next_states, exit_states and the next
-        tensors of columns.
+        Arguments and shapes are those of the graph's signature. Results are next_states, exit_states, the next
+        tensors of columns, and stop_scores where the block is asked.
         """
+        others, stop_weight = (others[:-1], others[-1:]) if self.block.asked else (others, ())
         *tensors_and_sources, own_cells, written, places = others
         x = self.embedding.table(tokens) * self.embedding.scale + position_vectors
         own = own_cells.squeeze(1)
@@ -145,6 +151,7 @@ class FirstBlockGraph(nn.Module):
             own,
             written,
             places,
+            *stop_weight,
         )
         return result
 
@@ -152,6 +159,56 @@ class FirstBlockGraph(nn.Module):
 def _in_order(rings: Tensor, order: Tensor) -> Tensor:
     """Reads rings (n, H, C, D/H) in the order of places (n, H, C): (n, C, D)."""
     return rings.gather(2, order.unsqueeze(-1).expand_as(rings)).transpose(1, 2).flatten(2)
+
+
+class StepGraph(nn.Module):
+    """A whole step of a row that is decoded alone: embedding, blocks until it stops, exit head."""
+
+    def __init__(self, decoder: Decoder, *, tied: bool) -> None:
+        super().__init__()
+        self.embedding = decoder.embedding
+        self.blocks = decoder.blocks
+        self.exit_heads = decoder.exit_heads
+        self.tied = tied
+
+    def forward(
+        self, tokens: Tensor, position_vectors: Tensor, position: Tensor, *others: Tensor
+    ) -> tuple[Tensor, ...]:
+        """Runs blocks until one stops, each on the last columns in the order of its taps.
+
+        Arguments, results and shapes are those of the graph's signature.
+        """
+        number = len(self.blocks)
+        rest = list(others)
+        stop_weights, stop_limits = (rest.pop(0), rest.pop(0)) if number > 1 else (None, None)
+        states = rest.pop(0).clone()
+        filled = rest.pop(0).clone() if number > 1 else None
+        columns, sources, source_bias = rest[:number], rest[number:-1], rest[-1]
+        now = int(position)
+        x = (self.embedding.table(tokens) * self.embedding.scale + position_vectors).unsqueeze(1)
+        for index, block in enumerate(cast("list[DecoderBlock]", list(self.blocks))):
+            size = cast("ConvolutionUnit", block.mixer).convolution.kernel_size
+            heads = block.mixer.heads
+            rings = columns[index].view(heads, size, -1).clone()
+            first = now if filled is None or index == 0 else int(filled[index - 1])
+            for pending in range(max(first, now - size + 1), now):
+                (column,) = block.backfill(states[[pending % len(states)]])
+                rings[:, pending % size] = column.view(heads, -1)
+            past = rings[:, (now + 1 + torch.arange(size - 1)) % size].transpose(0, 1).reshape(1, size - 1, block.mixer.dim)
+            key, value = sources[2 * index : 2 * index + 2]
+            x, exit_state, (column,) = block.step(x, (past,), key, value, source_bias)
+            rings[:, now % size] = column.view(heads, -1)
+            columns[index] = rings.view(columns[index].shape)
+            if filled is not None and index > 0:
+                filled[index - 1] = now + 1
+            if stop_weights is None or stop_limits is None or index == number - 1:
+                break
+            if exit_state[0, 0] @ stop_weights[index] > stop_limits[index]:
+                break
+        states[now % len(states)] = x[0, 0]
+        logits = self.exit_heads(exit_state[:, 0], index + 1)
+        depth = torch.tensor([index + 1])
+        return (logits, depth, states, *(() if filled is None else (filled,)), *columns)
 
 
 class HeadGraph(nn.Module):
@@ -178,19 +235,24 @@ class GraphPart:
 def split_model(model: Seq2Seq, facts: ModelFacts) -> Iterator[GraphPart]:
     """Yields the parts of a model, in the order of `expected_signatures`."""
     for signature in expected_signatures(facts):
-        yield GraphPart(signature, _part(model, signature).eval())
+        yield GraphPart(signature, _part(model, facts, signature).eval())
 
 
-def _part(model: Seq2Seq, signature: GraphSignature) -> nn.Module:
+def _part(model: Seq2Seq, facts: ModelFacts, signature: GraphSignature) -> nn.Module:
     decoder = model.decoder
     if signature.role == "encoder":
         return EncoderGraph(model.encoder)
     if signature.role == "head":
         return HeadGraph(decoder.exit_heads, signature.block or 1)
+    if signature.role == "step":
+        return StepGraph(decoder, tied=facts.head == "tied")
     assert signature.block is not None
     block = decoder.blocks[signature.block - 1]
     assert isinstance(block, DecoderBlock)
     if signature.role == "cross":
         return CrossGraph(block.cross_attention)
-    graph = (AttentionBlockGraph if isinstance(block.mixer, SelfAttention) else ConvolutionBlockGraph)(block)
+    asked = signature.block < facts.decoder_blocks
+    graph = (AttentionBlockGraph if isinstance(block.mixer, SelfAttention) else ConvolutionBlockGraph)(
+        block, asked=asked
+    )
     return FirstBlockGraph(decoder.embedding, graph) if signature.block == 1 else graph

@@ -11,7 +11,11 @@ from edgeseq_runtime.signatures import GraphSignature
 
 
 class LayerWriter(GraphWriter):
-    """A graph in the making in a compute type."""
+    """A graph in the making.
+
+    Attributes:
+        compute_type: writes products with weights, and tables, from now on.
+    """
 
     def __init__(self, signature: GraphSignature, compute_type: ComputeType) -> None:
         """Starts an empty graph.
@@ -21,7 +25,7 @@ class LayerWriter(GraphWriter):
             compute_type: writes products with weights, and tables.
         """
         super().__init__(signature)
-        self._compute_type = compute_type
+        self.compute_type = compute_type
 
     def linear(self, x: str, layer: nn.Linear, scale: float = 1.0, *, rectify: bool = False) -> str:
         """Adds a linear layer, its result scaled.
@@ -34,15 +38,15 @@ class LayerWriter(GraphWriter):
         """
         weights = dict(layer.named_parameters())  # torch types `bias` as never None
         bias = weights["bias"] * scale if "bias" in weights else None
-        return self._compute_type.multiply(self, Product(x, (layer.weight * scale).T, bias, layer, rectify))
+        return self.compute_type.multiply(self, Product(x, (layer.weight * scale).T, bias, layer, rectify))
 
-    def exit_head(self, x: str, heads: ExitHeads, block: int, output: str) -> str:
+    def exit_head(self, x: str, heads: ExitHeads, block: int, output: str | None) -> str:
         """Adds the exit head of a block, (rows, d) to (rows, vocab)."""
-        return self._compute_type.multiply(self, Product(x, heads.weight(block).T, None, heads, output=output))
+        return self.compute_type.multiply(self, Product(x, heads.weight(block).T, None, heads, output=output))
 
     def scaled_tokens(self, embedding: TokenEmbedding, tokens: str) -> str:
         """Adds the embeddings of tokens (...), without positions: (..., d)."""
-        return self._compute_type.look_up(self, embedding.table.weight * embedding.scale, tokens)
+        return self.compute_type.look_up(self, embedding.table.weight * embedding.scale, tokens)
 
     def layer_norm(self, x: str, norm: nn.Module, output: str | None = None) -> str:
         """Adds a layer norm over the last axis; for the identity nothing, or a copy where the result needs a name."""

@@ -1,14 +1,10 @@
 """The ONNX graph of each part of a model, written by hand.
 
 The step is paid per node as much as per FLOP, so these graphs are written, not traced: about 40 nodes a block,
-where the exporter made 50 and a graph of its own for backfill. Two ideas keep them short:
+where the exporter made 50 and a graph of its own for backfill. Here are the encoder's and those of a block's source and
+step; see `decoder_writer` for what a step consists of, and `step_writer` for the whole of one.
 
-*   State is read and written through indices, inside the graph. Nothing is gathered, moved or stored outside it.
-*   The columns of a row lie in a ring of places and never move. Instead the taps of a convolution, which are few, are
-    brought into the order of the ring, and attention, which does not ask for order, is told which places to leave out.
-
-Dimensions: R rows, S source positions, D channels, H heads, K kernel size, C places of a ring; n active rows, m pending
-columns.
+Dimensions: R rows, S source positions, D channels, H heads, K kernel size.
 """
 
 from __future__ import annotations
@@ -19,7 +15,6 @@ from typing import cast
 import numpy as np
 import onnx
 import torch
-import torch.nn.functional as F
 
 from edgeseq.models import Encoder
 from edgeseq.modules import (
@@ -28,30 +23,44 @@ from edgeseq.modules import (
     DecoderBlock,
     DynamicConv,
     EncoderBlock,
-    FeedForward,
     LightweightConv,
-    ResidualNorm,
     SelfAttention,
     TokenEmbedding,
 )
-from edgeseq_export.compute_types import FLOAT32, ComputeType
-from edgeseq_export.graphs import BlockGraph, CrossGraph, EncoderGraph, FirstBlockGraph, GraphPart, HeadGraph
+from edgeseq_export.compute_types import Arithmetic, all_float32
+from edgeseq_export.decoder_writer import (
+    BlockNames,
+    before,
+    columns_of,
+    feed_forward,
+    fixed_taps,
+    normalise_taps,
+    raw_taps,
+    residual,
+    stop_score,
+    write_block,
+)
+from edgeseq_export.graphs import BlockGraph, CrossGraph, EncoderGraph, FirstBlockGraph, GraphPart, HeadGraph, StepGraph
 from edgeseq_export.layer_writer import LayerWriter
+from edgeseq_export.step_writer import write_step
 
 
 @torch.no_grad()
-def write_graph(part: GraphPart, compute_type: ComputeType = FLOAT32) -> onnx.ModelProto:
+def write_graph(part: GraphPart, arithmetic: Arithmetic = all_float32) -> onnx.ModelProto:
     """Writes the graph of a part of the model.
 
     Args:
         part: the module, in evaluation mode, and the signature the graph must have.
-        compute_type: writes products with weights, and tables; all else is of standard operators, in float32.
+        arithmetic: chooses what writes products with weights, and tables; all else is of standard operators, in
+            float32.
 
     Returns:
         The graph.
     """
-    writer = LayerWriter(part.signature, compute_type)
-    module = part.module
+    signature, module = part.signature, part.module
+    if isinstance(module, StepGraph):
+        return write_step(signature, module, arithmetic)
+    writer = LayerWriter(signature, arithmetic(signature.role, signature.block))
     if isinstance(module, EncoderGraph):
         _EncoderWriter(writer).write(module.encoder)
     elif isinstance(module, CrossGraph):
@@ -91,147 +100,33 @@ def _write_cross(writer: LayerWriter, attention: CrossAttention) -> None:
 
 def _write_block(writer: LayerWriter, block: DecoderBlock, embedding: TokenEmbedding | None = None) -> None:
     """Adds a block: block 1, which begins with the embedding and is run by every row, or one for the active rows."""
-    mixer, attention = block.mixer, block.cross_attention
+    mixer = block.mixer
+    attends = isinstance(mixer, SelfAttention)
     every_row = embedding is not None
+    names = BlockNames(
+        tensors={name: (name, f"next_{name}") for name in (("keys", "values") if attends else ("columns",))},
+        cross_key="cross_key",
+        cross_value="cross_value",
+        written_columns="written_columns",
+        places="place_bias" if attends else "tap_places",
+        active_rows=None if every_row else "active_rows",
+        rows="tokens" if every_row else "exit_states",
+    )
     if embedding is not None:
-        x = writer.add("Add", writer.scaled_tokens(embedding, "tokens"), "position_vectors")
-        read = _before(writer, block.mixer_norm, x)
+        x = columns = writer.add("Add", writer.scaled_tokens(embedding, "tokens"), "position_vectors")
     else:
         # The new columns: of the active rows first, then of the copied states of pending positions (backfill).
-        read = _before(writer, block.mixer_norm, writer.add("Gather", "states", "read_cells"))
+        columns = writer.add("Gather", "states", "read_cells")
         x = writer.reshape(writer.add("Gather", "states", "own_cells"), -1, mixer.dim)
-    if isinstance(mixer, SelfAttention):
-        own = read if every_row else _before(writer, block.mixer_norm, x)
-        mixed = _attend_rings(writer, mixer, read, own, every_row=every_row)
-    else:
-        assert isinstance(mixer, ConvolutionUnit)
-        mixed = _convolve_rings(writer, mixer, read, every_row=every_row)
-    x = _residual(writer, block.mixer_norm, x, mixed)
-
-    query = writer.linear(_before(writer, block.cross_norm, x), attention.query_projection)
-    mixed = _attend(writer, query, attention.heads, mixer.dim, every_row=every_row)
-    x = _residual(writer, block.cross_norm, x, writer.linear(mixed, attention.output_projection))
-
-    y = _feed_forward(writer, block.feed_forward, _before(writer, block.feed_forward_norm, x))
-    x = _residual(writer, block.feed_forward_norm, x, y)
+    x, _ = write_block(writer, block, names, x, columns)
     writer.add("ScatterND", "states", "own_cells", x, output="next_states")
     if every_row:
-        writer.layer_norm(x, block.exit_norm, output="exit_states")
+        exit_states = writer.layer_norm(x, block.exit_norm, output="exit_states")
     else:
-        exit_state = writer.layer_norm(x, block.exit_norm)
-        writer.add("ScatterND", "exit_states", "active_rows", exit_state, output="next_exit_states")
-
-
-def _write_columns(writer: LayerWriter, name: str, columns: str, column_dim: int) -> None:
-    """Adds the replacement of what `written_columns` names in a tensor of columns."""
-    updates = writer.reshape(columns, -1, column_dim)
-    writer.add("ScatterND", name, "written_columns", updates, output=f"next_{name}")
-
-
-def _columns(writer: LayerWriter, unit: ConvolutionUnit, x: str) -> str:
-    projected = writer.linear(x, unit.in_projection)
-    if not unit.glu:
-        return projected
-    value, gate = writer.add_pair("Split", projected, axis=-1, num_outputs=2)
-    return writer.add("Mul", value, writer.add("Sigmoid", gate))
-
-
-def _raw_taps(writer: LayerWriter, convolution: DynamicConv, columns: str, *shape: int) -> str:
-    """Adds the taps of a dynamic convolution as they are predicted, not yet normalised: (rows, ...)."""
-    return writer.reshape(writer.linear(columns, convolution.tap_projection), -1, *shape)
-
-
-def _normalise_taps(writer: LayerWriter, convolution: DynamicConv, taps: str) -> str:
-    """Adds their normalisation over the last axis."""
-    if convolution.normalization == "softmax":
-        return writer.add("Softmax", taps, axis=-1)
-    length = writer.add("ReduceL2", taps, writer.integers(-1), keepdims=1)
-    return writer.add("Div", taps, writer.add("Max", length, writer.scalar(1e-12)))
-
-
-def _fixed_taps(writer: LayerWriter, convolution: LightweightConv, *shape: int) -> str:
-    """Adds the normalised taps of a lightweight convolution."""
-    weight = convolution.weight
-    softmax = convolution.normalization == "softmax"
-    normal = torch.softmax(weight, dim=-1) if softmax else F.normalize(weight, dim=-1)
-    return writer.constant(normal.view(shape))
-
-
-def _convolve_rings(writer: LayerWriter, unit: ConvolutionUnit, read: str, *, every_row: bool) -> str:
-    """Adds the unit on each row's ring, with its taps brought into the ring's order: (n, D)."""
-    convolution = unit.convolution
-    heads, kernel_size, dim = convolution.heads, convolution.kernel_size, convolution.dim
-    columns = _columns(writer, unit, read)
-    _write_columns(writer, "columns", columns, dim // heads)
-    shape = (1, heads, 1, kernel_size)
-    if isinstance(convolution, LightweightConv):
-        taps = writer.add("Expand", _fixed_taps(writer, convolution, 1, *shape), writer.add("Shape", "tap_places"))
-        taps = writer.add("GatherElements", taps, "tap_places", axis=4)
-    else:
-        taps = writer.add("GatherElements", _raw_taps(writer, convolution, columns, *shape), "tap_places", axis=4)
-        taps = _normalise_taps(writer, convolution, taps)
-    ring = (heads, kernel_size, dim // heads)
-    if every_row:
-        rings = writer.reshape("next_columns", -1, 1, *ring)
-    else:
-        rings = _of_active_rows(writer, writer.reshape("next_columns", -1, *ring))
-    mixed = writer.reshape(writer.add("MatMul", taps, rings), -1, dim)
-    return writer.linear(mixed, unit.out_projection)
-
-
-def _attend_rings(writer: LayerWriter, attention: SelfAttention, read: str, x: str, *, every_row: bool) -> str:
-    """Adds the attention of each row (n, D) to all places of its rings, its own among them: (n, D)."""
-    heads, dim = attention.heads, attention.dim
-    head_dim = dim // heads
-    ring_axes = (1, heads) if every_row else (heads,)
-    if attention.window:
-        shape = writer.integers(-1, *ring_axes, attention.window, head_dim)
-    else:
-        rows = writer.add("Shape", "tokens" if every_row else "exit_states", start=0, end=1)
-        shape = writer.add("Concat", rows, writer.integers(*ring_axes, -1, head_dim), axis=0)
-    rings = []
-    for name, projection in (("keys", attention.key_projection), ("values", attention.value_projection)):
-        _write_columns(writer, name, writer.linear(read, projection), head_dim)
-        ring = writer.add("Reshape", f"next_{name}", shape)
-        rings.append(ring if every_row else _of_active_rows(writer, ring))  # (n, 1, H, C, D/H)
-    query = writer.reshape(writer.linear(x, attention.query_projection, attention.scale), -1, 1, heads, head_dim, 1)
-    # The query as a column spares transposing the keys; a row of scores then is the same numbers.
-    scores = writer.reshape(writer.add("MatMul", rings[0], query), 0, 0, 0, 1, -1)
-    weights = writer.add("Softmax", writer.add("Add", scores, "place_bias"), axis=-1)
-    mixed = writer.reshape(writer.add("MatMul", weights, rings[1]), -1, dim)
-    return writer.linear(mixed, attention.output_projection)
-
-
-def _attend(writer: LayerWriter, query: str, heads: int, dim: int, *, every_row: bool) -> str:
-    """Adds the attention of the rows to their sources, one query each: (n, D)."""
-    names = ("cross_key", "cross_value", "source_bias")
-    if every_row:
-        key, value, bias = names
-        query = writer.reshape(query, -1, heads, 1, dim // heads)
-    else:
-        key, value, bias = (_of_active_rows(writer, name) for name in names)
-        query = writer.reshape(query, -1, 1, heads, 1, dim // heads)
-    scores = writer.add("Add", writer.add("MatMul", query, key), bias)
-    mixed = writer.add("MatMul", writer.add("Softmax", scores, axis=-1), value)
-    return writer.reshape(mixed, -1, dim)
-
-
-def _of_active_rows(writer: LayerWriter, x: str) -> str:
-    """Adds a copy of the active rows, (R, ...) → (n, 1, ...)."""
-    return writer.add("Gather", x, "active_rows")
-
-
-def _feed_forward(writer: LayerWriter, feed_forward: FeedForward, x: str) -> str:
-    return writer.linear(writer.linear(x, feed_forward.expand), feed_forward.contract, rectify=True)
-
-
-def _before(writer: LayerWriter, norm: ResidualNorm, x: str) -> str:
-    return writer.layer_norm(x, norm.norm) if norm.placement == "pre" else x
-
-
-def _residual(writer: LayerWriter, norm: ResidualNorm, x: str, y: str) -> str:
-    total = writer.add("Add", x, y)
-    return writer.layer_norm(total, norm.norm) if norm.placement == "post" else total
+        exit_states = writer.layer_norm(x, block.exit_norm)
+        writer.add("ScatterND", "exit_states", "active_rows", exit_states, output="next_exit_states")
+    if writer.gives("stop_scores"):
+        stop_score(writer, exit_states, "stop_weight", output="stop_scores")
 
 
 class _EncoderWriter:
@@ -261,16 +156,16 @@ class _EncoderWriter:
 
     def _write_block(self, block: EncoderBlock, x: str) -> str:
         writer, mixer = self._writer, block.mixer
-        read = _before(writer, block.mixer_norm, x)
+        read = before(writer, block.mixer_norm, x)
         if isinstance(mixer, SelfAttention):
             mixed = writer.linear(self._attend(mixer, read), mixer.output_projection)
         else:
             assert isinstance(mixer, ConvolutionUnit)
-            columns = writer.add("Where", self._padding, writer.scalar(0.0), _columns(writer, mixer, read))
+            columns = writer.add("Where", self._padding, writer.scalar(0.0), columns_of(writer, mixer, read))
             mixed = writer.linear(self._convolve(mixer.convolution, columns), mixer.out_projection)
-        x = _residual(writer, block.mixer_norm, x, mixed)
-        y = _feed_forward(writer, block.feed_forward, _before(writer, block.feed_forward_norm, x))
-        return _residual(writer, block.feed_forward_norm, x, y)
+        x = residual(writer, block.mixer_norm, x, mixed)
+        y = feed_forward(writer, block.feed_forward, before(writer, block.feed_forward_norm, x))
+        return residual(writer, block.feed_forward_norm, x, y)
 
     def _attend(self, attention: SelfAttention, x: str) -> str:
         """Adds the mixing of whole sentences by their own attention, (R · S, D) → (R · S, D)."""
@@ -312,11 +207,11 @@ class _EncoderWriter:
         left = writer.integers(kernel_size // 2)
         if isinstance(convolution, LightweightConv):
             shape = writer.add("Concat", writer.integers(1, heads), length, writer.integers(kernel_size), axis=0)
-            taps = writer.add("Expand", _fixed_taps(writer, convolution, 1, heads, 1, kernel_size), shape)
+            taps = writer.add("Expand", fixed_taps(writer, convolution, 1, heads, 1, kernel_size), shape)
         else:
-            raw = _raw_taps(writer, convolution, columns, heads, kernel_size)  # (R · S, H, K)
+            raw = raw_taps(writer, convolution, columns, heads, kernel_size)  # (R · S, H, K)
             shape = writer.add("Concat", writer.integers(-1), length, writer.integers(heads, kernel_size), axis=0)
-            taps = writer.add("Reshape", _normalise_taps(writer, convolution, raw), shape)
+            taps = writer.add("Reshape", normalise_taps(writer, convolution, raw), shape)
             taps = writer.add("Transpose", taps, perm=[0, 2, 1, 3])
         padded = writer.add("Pad", taps, writer.add("Concat", writer.integers(*[0] * 7), length, axis=0))
         width = writer.add("Add", length, writer.integers(kernel_size - 1))

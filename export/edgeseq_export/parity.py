@@ -9,13 +9,14 @@ import numpy as np
 import onnx
 import onnxruntime
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from edgeseq_export.example_inputs import example_inputs
 from edgeseq_export.graphs import GraphPart
 from edgeseq_runtime.manifest import ModelFacts
 from edgeseq_runtime.places import Layout, StepPlaces
 from edgeseq_runtime.reports import ParityRow
+from edgeseq_runtime.signatures import GraphSignature
 
 # Float32 on both sides, sums in another order: absolute difference, relative to the largest value of an output.
 TOLERANCE = 2e-5
@@ -24,6 +25,10 @@ TOLERANCE = 2e-5
 _SIZES = [(1, 4), (2, 12), (5, 36), (33, 8)]
 _STEPS = 4
 _STOPPED_SHARE = 0.4
+_ROWS_ALONE = 3
+_DRAWS = 20
+_LIMIT_SPREAD = 10.0
+_STOP_MARGIN = 1e-2
 
 _LARGEST = float(np.finfo(np.float32).max)
 """Stands for infinity, which JSON lacks."""
@@ -76,7 +81,9 @@ def compare_graph(part: GraphPart, facts: ModelFacts, graph: onnx.ModelProto, se
     generator = torch.Generator().manual_seed(seed)
     worst = 0.0
     for rows, source in _SIZES:
-        if part.signature.role == "block":
+        if part.signature.role == "step":
+            worst = max(worst, _compare_rows_alone(comparison, facts, rows, source, generator))
+        elif part.signature.role == "block":
             worst = max(worst, _compare_steps(comparison, facts, rows, source, generator))
         else:
             inputs = example_inputs(part.signature, {"rows": rows, "source": source, "cells": 2 * rows}, generator)
@@ -128,13 +135,63 @@ def _compare_steps(
             feed.update({name: torch.from_numpy(index) for name, index in indices.items()})
         wanted, found, difference = comparison.run(wanted_feed, found_feed)
         worst = max(worst, difference)
-        for spec, wanted_next, found_next in zip(signature.outputs, wanted, found, strict=True):
-            if spec.name.startswith("next_"):
-                name = spec.name.removeprefix("next_")
-                wanted_feed[name], found_feed[name] = wanted_next, found_next
+        _carry_over(signature, wanted_feed, wanted)
+        _carry_over(signature, found_feed, found)
         filled[places.active] = places.next_positions
         positions = positions + 1
     return worst
+
+
+def _compare_rows_alone(
+    comparison: _Comparison, facts: ModelFacts, rows: int, source: int, generator: torch.Generator
+) -> float:
+    """Runs whole steps that stop at any depth, for some rows one after another."""
+    signature = comparison.part.signature
+    worst = 0.0
+    for _ in range(min(rows, _ROWS_ALONE)):
+        wanted_feed = example_inputs(signature, {"source": source}, generator)
+        position = int(torch.randint(0, 2 * max(facts.decoder_reaches), (1,), generator=generator))
+        if facts.decoder_blocks > 1:
+            wanted_feed["filled"] = torch.randint(0, position + 1, (facts.decoder_blocks - 1,), generator=generator)
+        found_feed = {name: value.clone() for name, value in wanted_feed.items()}
+        for _ in range(_STEPS):
+            drawn = example_inputs(signature, {"source": source}, generator)
+            drawn["position"] = torch.tensor([position])
+            for feed in (wanted_feed, found_feed):
+                feed.update({name: drawn[name] for name in ("tokens", "position_vectors", "position")})
+            _draw_stop_rule(comparison.part.module, signature, (wanted_feed, found_feed), generator)
+            wanted, found, difference = comparison.run(wanted_feed, found_feed)
+            worst = max(worst, difference)
+            _carry_over(signature, wanted_feed, wanted)
+            _carry_over(signature, found_feed, found)
+            position += 1
+    return worst
+
+
+def _draw_stop_rule(
+    module: nn.Module, signature: GraphSignature, feeds: tuple[Feed, Feed], generator: torch.Generator
+) -> None:
+    """Draws where tokens stop, until none stops so narrowly that another rounding might decide otherwise."""
+    names = [spec.name for spec in signature.inputs]
+    if "stop_limits" not in names:
+        return
+    for _ in range(_DRAWS):
+        limits = _LIMIT_SPREAD * torch.randn(feeds[0]["stop_limits"].shape, generator=generator)
+        depths = {
+            int(module(*({**feeds[0], "stop_limits": limits + margin}[name] for name in names))[1])
+            for margin in (-_STOP_MARGIN, 0.0, _STOP_MARGIN)
+        }
+        if len(depths) == 1:
+            break
+    for feed in feeds:
+        feed["stop_limits"] = limits
+
+
+def _carry_over(signature: GraphSignature, feed: Feed, outputs: list[Tensor]) -> None:
+    """Feeds state that came out of a step into the next."""
+    for spec, value in zip(signature.outputs, outputs, strict=True):
+        if spec.name.startswith("next_"):
+            feed[spec.name.removeprefix("next_")] = value
 
 
 def failed_rows(rows: list[ParityRow]) -> list[ParityRow]:

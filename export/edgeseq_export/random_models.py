@@ -10,7 +10,7 @@ import torch
 from edgeseq.config import ModelConfig, PredictorConfig, StackConfig
 from edgeseq.models.builder import build_model
 from edgeseq_export.activation_ranges import measure_ranges
-from edgeseq_export.compute_types import choose_compute_type
+from edgeseq_export.compute_types import choose_arithmetic
 from edgeseq_export.facts import model_facts
 from edgeseq_export.graphs import split_model
 from edgeseq_export.onnx_graphs import write_graph
@@ -85,8 +85,9 @@ def write_random_model(folder: Path, sizes: RandomSizes, compute_type: ComputeTy
     if compute_type != "float32":
         pieces = torch.randint(EOS_ID + 1, sizes.vocab_size, (2, _RANGE_PAIRS, _RANGE_LENGTH)).tolist()
         ranges = measure_ranges(model, list(zip(*pieces, strict=True)), _SEED)
+    arithmetic = choose_arithmetic(compute_type, ranges)
     for part in split_model(model, facts):
-        graph = write_graph(part, choose_compute_type(compute_type, part.signature, ranges))
+        graph = write_graph(part, arithmetic)
         write_file(folder / part.signature.file, graph.SerializeToString())
     weights = dict(model.predictor(predictor.name).named_parameters())
     halting = HaltingUnits(*(weights[name].detach().numpy() for name in ("weight", "bias")))

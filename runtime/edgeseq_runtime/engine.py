@@ -9,6 +9,9 @@ skipped, the same call makes the missing columns from the copied states first, a
 it can still reach (lazy bounded backfill). This equals making them at once, exactly:
 a column depends on its own copied state only.
 
+A sentence that is decoded alone takes its whole step in one graph, see ``row_alone``, unless the policy has to be asked
+on the way. Either way gives the same bits.
+
 The graphs read and write the state in place, through indices; see ``places`` and ``signatures``.
 
 On the CPU, hidden states are the same bits whatever a sentence's batch mates, order and padding,
@@ -26,10 +29,11 @@ import numpy as np
 from edgeseq_runtime.arrays import AnyArray, BoolArray, FloatArray, IntArray
 from edgeseq_runtime.errors import DeviceError, InputError
 from edgeseq_runtime.exit_heads import StepLogits
-from edgeseq_runtime.manifest import ModelFacts
+from edgeseq_runtime.manifest import GraphRole, ModelFacts
 from edgeseq_runtime.places import Layout, StepPlaces
-from edgeseq_runtime.policy import DepthPolicy
-from edgeseq_runtime.sessions import CPU_PROVIDER, BoundGraph, Graph, select_provider
+from edgeseq_runtime.policy import DepthPolicy, LinearStop
+from edgeseq_runtime.row_alone import RowAlone
+from edgeseq_runtime.sessions import CPU_PROVIDER, BoundGraph, Graphs, select_provider
 from edgeseq_runtime.signatures import expected_signatures
 from edgeseq_runtime.sinusoids import Sinusoids
 from edgeseq_runtime.state import DecoderState, padded_length
@@ -40,10 +44,6 @@ ENCODER_TOKENS = 1024
 
 ENTERED_SHARE = 8
 """When one row in so many of a batch has entered a block, all of them get source keys and values."""
-
-
-Graphs = dict[tuple[str, int | None], Graph]
-"""Graphs by role and block."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -68,7 +68,7 @@ class Engine:
     """
 
     def __init__(self, folder: Path, model: ModelFacts, device: str = "auto") -> None:
-        """Create the sessions.
+        """Create the sessions that every decode needs; the others follow when they are first wanted.
 
         Args:
             folder: A bundle whose files have been checked.
@@ -80,7 +80,8 @@ class Engine:
             DeviceError: The device cannot be used.
             InputError: ``device`` is out of range.
         """
-        self.provider, self._graphs = _open_graphs(folder, model, device)
+        self._graphs = _open_graphs(folder, model, device)
+        self.provider = self._graphs.provider
         self._dim = model.dim
         self._vocab_size = model.vocab_size
         self._layout = Layout(model)
@@ -88,6 +89,7 @@ class Engine:
         self._sinusoids = Sinusoids(model.dim)
         self.full_depth = model.decoder_blocks
         self._tied = model.head == "tied"
+        self._never = LinearStop.never(model)
 
     def encode(self, sources: Sequence[Sequence[int]], policy: DepthPolicy) -> DecoderState:
         """Encode sentences and prepare to decode them as one batch.
@@ -111,7 +113,12 @@ class Engine:
         memory = self._encode_by_length(sources, lengths, padded)
         sentences = np.array([next(self._encoded) for _ in sources], dtype=np.int64)
         bias = bias.reshape(len(sources), 1, 1, longest)
-        return DecoderState.before_start(self._layout, policy, memory, bias, lengths, sentences, self._vocab_size)
+        state = DecoderState.before_start(self._layout, policy, memory, bias, lengths, sentences, self._vocab_size)
+        whole_step = ("step", None) in self._graphs and self.provider == CPU_PROVIDER
+        if len(sources) == 1 and policy.linear_stop is not None and whole_step:
+            graph = self._bound(state, "step")
+            state.alone = RowAlone(graph, policy.linear_stop, self._sinusoids)
+        return state
 
     def adopt(self, state: DecoderState, rows: IntArray, other: DecoderState, other_rows: IntArray) -> None:
         """Give rows of a batch to sentences that were encoded apart.
@@ -155,11 +162,14 @@ class Engine:
         self._check_step(state, tokens, depths)
         if state.layout.grows:
             state.fit_rings()
-        step = self._run_blocks(state, state.begin_step(), tokens, depths)
+        if state.alone is not None:
+            step = self._step_alone(state, state.alone, tokens, depths)
+        else:
+            step = self._run_blocks(state, state.begin_step(), tokens, depths)
         state.positions = state.positions + 1
         return step
 
-    def run_graph(self, role: str, block: int | None, feed: Mapping[str, AnyArray]) -> list[FloatArray]:
+    def run_graph(self, role: GraphRole, block: int | None, feed: Mapping[str, AnyArray]) -> list[FloatArray]:
         """Run one graph by itself, outside of any decode.
 
         Args:
@@ -175,7 +185,18 @@ class Engine:
         """
         return self._graphs[role, block].run(feed)
 
-    def _bound(self, state: DecoderState, role: str, block: int | None = None) -> BoundGraph:
+    def _step_alone(self, state: DecoderState, alone: RowAlone, tokens: IntArray, depths: IntArray | None) -> Step:
+        """Run the whole step of the only row."""
+        forced = 0 if depths is None else int(depths[0])
+        deepest = forced or int(state.limits[0])
+        for block in range(1, deepest + 1):
+            past = state.blocks[block - 1]
+            if not past.all_entered:
+                past.cross = self._enter(state, block, np.zeros(1, dtype=np.int64))
+                state.moved = True
+        return Step(state.logits, alone.step(state, int(tokens[0]), deepest, forced=forced > 0))
+
+    def _bound(self, state: DecoderState, role: GraphRole, block: int | None = None) -> BoundGraph:
         key = (role, block)
         if key not in state.bound:
             state.bound[key] = self._graphs[key].bind()
@@ -218,6 +239,7 @@ class Engine:
     def _run_blocks(self, state: DecoderState, places: StepPlaces, tokens: IntArray, depths: IntArray | None) -> Step:
         """Run each row through the blocks until it stops, then through its exit head."""
         policy = state.policy
+        stop = policy.linear_stop
         limits = state.limits  # of the active rows, like `free`
         free: BoolArray | None = None  # rows whose depth is the policy's choice; None: all
         if depths is not None:
@@ -233,10 +255,14 @@ class Engine:
             if block == self.full_depth:
                 break
             logits = None
-            if policy.decides(block) and (free is None or free.any()):
-                exit_states = heads.exit_states_of(places.active)
-                logits = heads.classify(block, exit_states) if policy.reads_logits else None
-                planned = np.minimum(limits, policy.plan(block, exit_states, logits))
+            if policy.decides(block) and (free is None or stop is not None or free.any()):
+                if stop is not None:
+                    scores = state.stop_scores[: len(limits)]
+                    planned = np.where(scores > stop.limits[block - 1], block, limits)
+                else:
+                    exit_states = heads.exit_states_of(places.active)
+                    logits = heads.classify(block, exit_states) if policy.reads_logits else None
+                    planned = np.minimum(limits, policy.plan(block, exit_states, logits))
                 limits = planned if free is None else np.where(free, planned, limits)
                 lowest = limits.min()
             if lowest > block:
@@ -265,9 +291,8 @@ class Engine:
             **places.first_block_indices(state.layout.ring_sizes[0]),
         }
         past = state.blocks[0]
-        self._bound(state, "block", 1).run(
-            {"states": state.states, **past.tensors}, feed, {"exit_states": state.exit_states}
-        )
+        outputs = {"exit_states": state.exit_states, **self._stop_scores(state, 1, feed, state.rows)}
+        self._bound(state, "block", 1).run({"states": state.states, **past.tensors}, feed, outputs)
         past.filled[:] = places.next_positions
 
     def _run_block(self, state: DecoderState, block: int, places: StepPlaces) -> None:
@@ -277,12 +302,22 @@ class Engine:
             **self._sources(state, block, places),
             **places.block_indices(state.layout.ring_sizes[block - 1], past.filled if past.behind else None),
         }
+        outputs = self._stop_scores(state, block, feed, len(places.active))
         self._bound(state, "block", block).run(
-            {"states": state.states, "exit_states": state.exit_states, **past.tensors}, feed
+            {"states": state.states, "exit_states": state.exit_states, **past.tensors}, feed, outputs
         )
         past.filled[places.active] = places.next_positions
         if past.behind and len(places.active) == state.rows:
             past.behind = False
+
+    def _stop_scores(
+        self, state: DecoderState, block: int, feed: dict[str, AnyArray], rows: int
+    ) -> dict[str, FloatArray]:
+        """Tell a block below the last what its exit states are multiplied by, and where the products go."""
+        if block == self.full_depth:
+            return {}
+        feed["stop_weight"] = (state.policy.linear_stop or self._never).rows[block - 1]
+        return {"stop_scores": state.stop_scores if rows == state.rows else state.stop_scores[:rows]}
 
     def _sources(self, state: DecoderState, block: int, places: StepPlaces) -> dict[str, AnyArray]:
         """What a block is told of the rows' sources, computed for rows that enter it a first time."""
@@ -330,19 +365,17 @@ class Engine:
         return logits
 
 
-def _open_graphs(folder: Path, model: ModelFacts, device: str) -> tuple[str, Graphs]:
-    """Create the sessions; ``auto`` takes the CPU where CUDA is offered but cannot be started."""
+def _open_graphs(folder: Path, model: ModelFacts, device: str) -> Graphs:
+    """Start a provider; ``auto`` takes the CPU where CUDA is offered but cannot be started."""
     provider = select_provider(device)
+    graphs = Graphs(folder, expected_signatures(model), provider)
     try:
-        return provider, _create_graphs(folder, model, provider)
+        graphs["encoder", None]
     except DeviceError:
         if device != "auto" or provider == CPU_PROVIDER:
             raise
-    return CPU_PROVIDER, _create_graphs(folder, model, CPU_PROVIDER)
-
-
-def _create_graphs(folder: Path, model: ModelFacts, provider: str) -> Graphs:
-    return {
-        (signature.role, signature.block): Graph(folder, signature, provider)
-        for signature in expected_signatures(model)
-    }
+        graphs = Graphs(folder, expected_signatures(model), CPU_PROVIDER)
+        graphs["encoder", None]
+    for block in range(1, model.decoder_blocks + 1):
+        graphs["cross", block]
+    return graphs

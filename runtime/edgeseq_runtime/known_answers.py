@@ -12,7 +12,7 @@ import numpy as np
 
 from edgeseq_runtime.arrays import FloatArray
 from edgeseq_runtime.errors import BundleError, DeviceError
-from edgeseq_runtime.manifest import ModelFacts
+from edgeseq_runtime.manifest import GraphRole, ModelFacts
 
 if TYPE_CHECKING:
     from edgeseq_runtime.engine import Engine
@@ -22,7 +22,7 @@ TOLERANCE = 1e-3
 
 SOURCE_LENGTH = 4
 
-Key = tuple[str, int | None]
+Key = tuple[GraphRole, int | None]
 
 
 def asked_graphs(model: ModelFacts) -> dict[Key, tuple[str, str, tuple[int, ...]]]:

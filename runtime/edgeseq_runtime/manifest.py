@@ -28,10 +28,10 @@ from edgeseq_runtime.records import (
 from edgeseq_runtime.reports import DepthQuality, ParityReport, QuantisationReport
 
 FORMAT: Final = "edgeseq-bundle"
-FORMAT_VERSION: Final = 5
+FORMAT_VERSION: Final = 6
 MANIFEST_FILE = "manifest.json"
 
-GraphRole = Literal["encoder", "cross", "block", "head"]
+GraphRole = Literal["encoder", "cross", "block", "head", "step"]
 FileRole = Literal["tokenizer", "predictors", "known_answers"]
 DType = Literal["float32", "int64", "bool"]
 
@@ -233,7 +233,7 @@ class Manifest(Record):
     """
 
     format: Literal["edgeseq-bundle"] = FORMAT
-    format_version: Literal[5] = FORMAT_VERSION
+    format_version: Literal[6] = FORMAT_VERSION
     edgeseq_version: str
     created: Annotated[str, Field(pattern=r"^\d{4}-\d{2}-\d{2}")]
     compute_type: ComputeTypeName

@@ -30,6 +30,32 @@ CONFIDENCE = "confidence"
 """The predictor that every bundle has."""
 
 
+@dataclass(frozen=True, eq=False)
+class LinearStop:
+    """A token stops after the first block below N where the product of a weight and its exit state exceeds a limit.
+
+    The graphs compute the products, each row's by itself, so that no rounding depends on a row's neighbours.
+
+    Attributes:
+        weights: (N - 1, d), of each block below N.
+        limits: (N - 1,), infinite where a block is not asked.
+    """
+
+    weights: FloatArray
+    limits: FloatArray
+
+    @cached_property
+    def rows(self) -> list[FloatArray]:
+        """The weight of each block, (1, d)."""
+        return [self.weights[index : index + 1] for index in range(len(self.weights))]
+
+    @classmethod
+    def never(cls, model: ModelFacts) -> "LinearStop":
+        """No token stops below N."""
+        below = model.decoder_blocks - 1
+        return cls(np.zeros((below, model.dim), dtype=np.float32), np.full(below, np.inf, dtype=np.float32))
+
+
 class DepthPolicy(Protocol):
     """What an engine asks of a policy. Implementations hold no state of a decode."""
 
@@ -40,6 +66,10 @@ class DepthPolicy(Protocol):
     @property
     def reads_logits(self) -> bool:
         """Whether ``plan`` wants the logits of the exit."""
+
+    @property
+    def linear_stop(self) -> LinearStop | None:
+        """What decides, where products with exit states do; None where ``plan`` has to be asked."""
 
     def limits(self, memory: FloatArray, lengths: IntArray) -> IntArray:
         """Say how deep the tokens of each sentence may go at most.
@@ -76,6 +106,8 @@ class _Policy:
 
     reads_logits = False
 
+    linear_stop: LinearStop | None = None
+
     def __init__(self, name: str, model: ModelFacts) -> None:
         self.name = name
         self._depth = model.decoder_blocks
@@ -110,6 +142,7 @@ class FixedDepth(_Policy):
         """Stop after block ``depth``."""
         super().__init__(name, model)
         self.depth = depth
+        self.linear_stop = LinearStop.never(model)
 
     def limits(self, memory: FloatArray, lengths: IntArray) -> IntArray:
         """The same for all; see :class:`DepthPolicy`."""
@@ -149,23 +182,26 @@ class Halting(_Policy):
         """Compare chi of ``units``, which are called ``name``, with ``thresholds``."""
         super().__init__(f"{name}:{thresholds}", model)
         # sigmoid is monotonic: chi > tau is logit > logit(tau), which needs no exp, nor the bias, on every row.
-        self._limits = {
-            block: (units.weight[units.unit(block)], np.float32(_logit(threshold)) - units.bias[units.unit(block)])
-            for block, threshold in thresholds.by_block.items()
-        }
+        stop = LinearStop.never(model)
+        for block, threshold in thresholds.by_block.items():
+            unit = units.unit(block)
+            stop.weights[block - 1] = units.weight[unit]
+            stop.limits[block - 1] = np.float32(_logit(threshold)) - units.bias[unit]
+        self.linear_stop: LinearStop = stop
+        self._asked = frozenset(thresholds.blocks)
 
     def decides(self, block: int) -> bool:
         """Asked blocks do; see :class:`DepthPolicy`."""
-        return block in self._limits
+        return block in self._asked
 
     def plan(self, block: int, exit_states: FloatArray, logits: FloatArray | None) -> IntArray:
         """Stop or go on; see :class:`DepthPolicy`."""
-        weight, limit = self._limits[block]
-        return np.where(np.vecdot(np.ascontiguousarray(exit_states), weight) > limit, block, self._depth)
+        scores = np.vecdot(np.ascontiguousarray(exit_states), self.linear_stop.weights[block - 1])
+        return np.where(scores > self.linear_stop.limits[block - 1], block, self._depth)
 
     def decision_flops(self, block: int) -> int:
         """One dot product, 2 d; see :class:`DepthPolicy`."""
-        return 2 * self._dim if block in self._limits else 0
+        return 2 * self._dim if block in self._asked else 0
 
 
 class Confidence(_Policy):
@@ -243,6 +279,7 @@ class SequenceDepth(_Policy):
         super().__init__(_with_quantile(name, quantile), model)
         self._classifier = classifier
         self._quantile = quantile
+        self.linear_stop = LinearStop.never(model)
 
     def limits(self, memory: FloatArray, lengths: IntArray) -> IntArray:
         """Choose for each sentence; see :class:`DepthPolicy`."""

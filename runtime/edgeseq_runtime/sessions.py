@@ -4,7 +4,8 @@ Chooses the execution provider, never silently another than the one asked for, a
 graph's real inputs and outputs with what the engine will feed it.
 """
 
-from collections.abc import Mapping
+import threading
+from collections.abc import Iterable, Mapping
 from functools import cache
 from importlib import metadata
 from pathlib import Path
@@ -13,7 +14,7 @@ from typing import Any, Literal
 
 from edgeseq_runtime.arrays import AnyArray, FloatArray
 from edgeseq_runtime.errors import BundleError, DeviceError, InputError
-from edgeseq_runtime.manifest import TensorSpec
+from edgeseq_runtime.manifest import GraphRole, TensorSpec
 from edgeseq_runtime.signatures import GraphSignature
 
 CPU_PROVIDER = "CPUExecutionProvider"
@@ -60,6 +61,49 @@ def onnxruntime_version() -> str:
         DeviceError: onnxruntime is not installed.
     """
     return str(_import_onnxruntime().__version__)
+
+
+class Graphs:
+    """The graphs of a bundle, each made ready when it is first wanted. May be used by several threads at once.
+
+    Sentences decoded alone and in batches need different ones, and most programs do only one of the two.
+
+    Attributes:
+        provider: The execution provider they run on.
+    """
+
+    def __init__(self, folder: Path, signatures: Iterable[GraphSignature], provider: str) -> None:
+        """Make nothing ready yet.
+
+        Args:
+            folder: The bundle.
+            signatures: Of all its graphs.
+            provider: An execution provider of :func:`select_provider`.
+        """
+        self.provider = provider
+        self._folder = folder
+        self._signatures = {(signature.role, signature.block): signature for signature in signatures}
+        self._ready: dict[tuple[GraphRole, int | None], Graph] = {}
+        self._making = threading.Lock()
+
+    def __contains__(self, key: tuple[GraphRole, int | None]) -> bool:
+        """Whether there is a graph of this role and block."""
+        return key in self._signatures
+
+    def __getitem__(self, key: tuple[GraphRole, int | None]) -> "Graph":
+        """Give the graph of a role and block.
+
+        Raises:
+            BundleError: onnxruntime refuses the file, or it is not the graph expected.
+            DeviceError: The provider could not be started.
+        """
+        found = self._ready.get(key)
+        if found is None:
+            with self._making:
+                found = self._ready.get(key)  # another thread may have been here
+                if found is None:
+                    found = self._ready[key] = Graph(self._folder, self._signatures[key], self.provider)
+        return found
 
 
 class Graph:
@@ -142,15 +186,15 @@ class BoundGraph:
         self._graph = graph
         self._binding = graph.new_binding()
         self._bound: dict[str, AnyArray] = {}
-        self._outputs: dict[str, FloatArray] = {}
+        self._outputs: dict[str, AnyArray] = {}
         # Elsewhere binding an input copies it to the device, so what is bound grows stale.
         self._stays_bound = graph.provider == CPU_PROVIDER
 
     def run(
         self,
-        state: Mapping[str, FloatArray],
+        state: Mapping[str, AnyArray],
         feed: Mapping[str, AnyArray],
-        outputs: Mapping[str, FloatArray] | None = None,
+        outputs: Mapping[str, AnyArray] | None = None,
     ) -> None:
         """Run the graph once. On the CPU, arrays that are the same objects as last time stay bound.
 
@@ -180,7 +224,15 @@ class BoundGraph:
                 bound[name] = given  # keeps its memory, too
         self._graph.run_bound(self._binding, bound)
 
-    def _bind_output(self, name: str, array: FloatArray) -> None:
+    def run_again(self) -> None:
+        """Run the graph on what is bound. On the CPU only, where that is the arrays themselves.
+
+        Raises:
+            DeviceError: onnxruntime fails, for want of memory most likely.
+        """
+        self._graph.run_bound(self._binding, self._bound)
+
+    def _bind_output(self, name: str, array: AnyArray) -> None:
         self._binding.bind_output(name, "cpu", 0, array.dtype.type, array.shape, array.ctypes.data)
 
 

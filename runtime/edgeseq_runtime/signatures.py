@@ -10,6 +10,9 @@ Axis names: ``rows`` sentences (or hypotheses) of the batch, ``source`` padded s
 ``active`` rows that run a block, ``read`` cells that it reads: one per active row, and one per
 copied state that it turns into a column; ``written`` parts of columns, one per head, that it makes
 of them; ``cells`` and ``column_cells`` vectors of a state tensor; ``places`` of a ring that grows.
+
+The graph of a whole step is for a row alone. It takes the state tensors of all blocks, whose names
+end with the block's number, and stops by itself.
 """
 
 from dataclasses import dataclass
@@ -72,7 +75,14 @@ def expected_signatures(model: ModelFacts) -> list[GraphSignature]:
         signatures.append(_head(model, None))
     else:
         signatures.extend(_head(model, n) for n in range(1, model.decoder_blocks + 1))
+    if has_step(model):
+        signatures.append(_step(model))
     return signatures
+
+
+def has_step(model: ModelFacts) -> bool:
+    """Whether a bundle of this model has the graph of a whole step: where decoder blocks convolve."""
+    return model.mixer != "attention"
 
 
 def _tensor(name: str, *shape: int | str, dtype: DType = "float32") -> TensorSpec:
@@ -127,16 +137,20 @@ def _block(model: ModelFacts, block: int, reach: int) -> GraphSignature:
     exit_states = _tensor("exit_states", "rows", model.dim)
     columns = [_tensor(name, "column_cells", column_dim) for name in kept.tensors]
     sources = (*_cross_tensors(model), _tensor("source_bias", "rows", 1, 1, "source"))
+    # After the last block every token stops.
+    asked = block < model.decoder_blocks
+    stop_weight = (_tensor("stop_weight", 1, model.dim),) if asked else ()
+    stop_scores = (_tensor("stop_scores", active),) if asked else ()
     own_cells, written_columns = _index("own_cells", active, 1), _index("written_columns", "written", 1)
     if block == 1:
         tokens = (_index("tokens", "rows"), _tensor("position_vectors", "rows", model.dim))
-        inputs = (*tokens, states, *columns, *sources, own_cells, written_columns, places[kept.places])
-        outputs = (_next(states), exit_states, *map(_next, columns))
+        inputs = (*tokens, states, *columns, *sources, own_cells, written_columns, places[kept.places], *stop_weight)
+        outputs = (_next(states), exit_states, *map(_next, columns), *stop_scores)
     else:
         rows, read = _index("active_rows", "active", 1), _index("read_cells", "read")
         indices = (rows, own_cells, read, written_columns)
-        inputs = (states, exit_states, *columns, *sources, *indices, places[kept.places])
-        outputs = (_next(states), _next(exit_states), *map(_next, columns))
+        inputs = (states, exit_states, *columns, *sources, *indices, places[kept.places], *stop_weight)
+        outputs = (_next(states), _next(exit_states), *map(_next, columns), *stop_scores)
     return GraphSignature(f"block_{block}.onnx", "block", block, inputs, outputs)
 
 
@@ -152,3 +166,30 @@ def _head(model: ModelFacts, block: int | None) -> GraphSignature:
         (_tensor("exit_states", "rows", model.dim),),
         (_tensor("logits", "rows", model.vocab_size),),
     )
+
+
+def _step(model: ModelFacts) -> GraphSignature:
+    blocks, dim, head_dim = model.decoder_blocks, model.dim, model.dim // model.heads
+    token = (_index("tokens", 1), _tensor("position_vectors", 1, dim), _index("position", 1))
+    states = _tensor("states", max(model.decoder_reaches), dim)
+    filled: list[TensorSpec] = []
+    stop_rule: list[TensorSpec] = []
+    if blocks > 1:
+        filled = [_index("filled", blocks - 1)]
+        stop_rule = [_tensor("stop_weights", blocks - 1, dim), _tensor("stop_limits", blocks - 1)]
+    columns = [
+        _tensor(f"columns_{block}", model.mixer_heads * reach, dim // model.mixer_heads)
+        for block, reach in enumerate(model.decoder_reaches, start=1)
+    ]
+    sources = [
+        tensor
+        for block in range(1, blocks + 1)
+        for tensor in (
+            _tensor(f"cross_key_{block}", 1, model.heads, head_dim, "source"),
+            _tensor(f"cross_value_{block}", 1, model.heads, "source", head_dim),
+        )
+    ]
+    state = (states, *filled, *columns)
+    inputs = (*token, *stop_rule, *state, *sources, _tensor("source_bias", 1, 1, 1, "source"))
+    outputs = (_tensor("logits", 1, model.vocab_size), _index("depth", 1), *map(_next, state))
+    return GraphSignature("step.onnx", "step", None, inputs, outputs)

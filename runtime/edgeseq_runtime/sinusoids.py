@@ -22,6 +22,7 @@ class Sinusoids:
         Args:
             dim: d, even: the first half are sines, the second cosines.
         """
+        self.dim = dim
         half = dim // 2
         exponents = np.arange(half, dtype=np.float32) * np.float32(-math.log(10000.0) / max(half - 1, 1))
         self._frequencies = np.exp(exponents)

@@ -6,7 +6,7 @@ Dimension legend: R rows, S padded source, d model width, H heads, K taps of a b
 """
 
 from dataclasses import dataclass, field
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
@@ -14,6 +14,9 @@ from edgeseq_runtime.arrays import BoolArray, FloatArray, IntArray
 from edgeseq_runtime.places import Layout, StepPlaces
 from edgeseq_runtime.policy import DepthPolicy
 from edgeseq_runtime.sessions import BoundGraph
+
+if TYPE_CHECKING:
+    from edgeseq_runtime.row_alone import RowAlone
 
 SOURCE_MULTIPLE = 4
 """Source lengths are padded to a multiple of this, or the last bits would depend on padding."""
@@ -31,7 +34,7 @@ class BlockState:
     Attributes:
         tensors: What is kept of earlier positions, by the names of the graph's inputs:
             (R · H · C, d/H), per row and head a ring of C cells; zeros before the start.
-        filled: (R,), first position of each row that has no column yet.
+        filled: (R,), first position of each row that has no column yet: a row of the batch's ``filled``.
         behind: Whether that may be a position before the current one, of any row.
         entered: (R,), rows whose source keys and values are there.
         all_entered: Whether ``entered`` is all True.
@@ -46,13 +49,13 @@ class BlockState:
     cross: tuple[FloatArray, FloatArray] | None = None
 
     @classmethod
-    def before_start(cls, layout: Layout, size: int, rows: int, dim: int) -> "BlockState":
+    def before_start(cls, layout: Layout, size: int, filled: IntArray, dim: int) -> "BlockState":
         """Nothing has run yet; a ring has ``size`` cells."""
-        shape = (rows * layout.heads * size, dim // layout.heads)
+        shape = (len(filled) * layout.heads * size, dim // layout.heads)
         return cls(
             tensors={name: np.zeros(shape, dtype=np.float32) for name in layout.tensors},
-            filled=np.zeros(rows, dtype=np.int64),
-            entered=np.zeros(rows, dtype=np.bool_),
+            filled=filled,
+            entered=np.zeros(len(filled), dtype=np.bool_),
         )
 
     def select(self, rows: IntArray) -> None:
@@ -108,9 +111,13 @@ class DecoderState:
             stopped, the copied state of which skipped columns are made.
         exit_states: (R, d), what the exit heads read of each row's newest token.
         logits: (R, vocab), memory for what they make of it.
+        stop_scores: (R,), memory for the products that say where tokens stop.
+        filled: (N, R), for each block the first position of each row that has no column yet.
         blocks: State of each decoder block, from block 1.
         bound: Graphs bound to the arrays above, made as they are needed.
         places: Of the newest step; None where rows or rings have changed since.
+        alone: Takes whole steps, where there is one row from the start and the policy allows it.
+        moved: Whether any array is another than in the last step that ``alone`` took.
     """
 
     layout: Layout
@@ -124,9 +131,13 @@ class DecoderState:
     states: FloatArray
     exit_states: FloatArray
     logits: FloatArray
+    stop_scores: FloatArray
+    filled: IntArray
     blocks: list[BlockState]
     bound: dict[tuple[str, int | None], BoundGraph] = field(default_factory=dict)
     places: StepPlaces | None = None
+    alone: "RowAlone | None" = None
+    moved: bool = True
 
     @classmethod
     def before_start(
@@ -142,6 +153,7 @@ class DecoderState:
         """Encoded sentences of which nothing is decoded yet."""
         rows, _, dim = memory.shape
         limits = policy.limits(memory, lengths)
+        filled = np.zeros((len(layout.ring_sizes), rows), dtype=np.int64)
         return cls(
             layout=layout,
             policy=policy,
@@ -154,7 +166,12 @@ class DecoderState:
             states=np.zeros((rows * layout.reach, dim), dtype=np.float32),
             exit_states=np.zeros((rows, dim), dtype=np.float32),
             logits=np.empty((rows, vocab_size), dtype=np.float32),
-            blocks=[BlockState.before_start(layout, size, rows, dim) for size in layout.ring_sizes],
+            stop_scores=np.empty(rows, dtype=np.float32),
+            filled=filled,
+            blocks=[
+                BlockState.before_start(layout, size, of_block, dim)
+                for size, of_block in zip(layout.ring_sizes, filled, strict=True)
+            ],
         )
 
     @property
@@ -181,17 +198,29 @@ class DecoderState:
         Args:
             rows: For each row from now on, the row it continues.
         """
+        self.moved = True
         if len(rows) != self.rows:
             self.places = None
+            self._leave_alone()
             self.logits = np.empty((len(rows), self.logits.shape[1]), dtype=np.float32)
+            self.stop_scores = np.empty(len(rows), dtype=np.float32)
         self.states = _select_cells(self.states, self.rows, rows)
         self.exit_states = self.exit_states.take(rows, axis=0)
         self.positions = self.positions[rows]
         for block in self.blocks:
             block.select(rows)
+        self.filled = np.array([block.filled for block in self.blocks])
+        for block, filled in zip(self.blocks, self.filled, strict=True):
+            block.filled = filled
         # Hypotheses that change places within their sentence leave its keys and values where they are.
         if len(rows) != self.rows or (self.sentences[rows] != self.sentences).any():
             self._select_sources(rows)
+
+    def _leave_alone(self) -> None:
+        """Go on block by block, as there is more than one row or none."""
+        if self.alone is not None:
+            self.alone = None
+            self.skip_blocks_above(0)
 
     def fit_rings(self) -> None:
         """Let rings that must hold all positions follow the farthest row."""
@@ -223,6 +252,7 @@ class DecoderState:
             other: State of the same engine; its source axis may be cut or padded.
             other_rows: For each of ``rows``, the row of ``other`` it takes.
         """
+        self.moved = True
         self.lengths[rows] = other.lengths[other_rows]
         self.sentences[rows] = other.sentences[other_rows]
         self.limits[rows] = other.limits[other_rows]

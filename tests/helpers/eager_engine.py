@@ -73,7 +73,10 @@ class EagerEngine(Engine):
             "written_columns": np.array(written)[:, None],
             **places,
         }
-        for tensor, made in zip(past.tensors.values(), self._graphs["block", block].run(feed)[2:], strict=True):
+        if block < facts.decoder_blocks:
+            feed["stop_weight"] = np.zeros((1, facts.dim), dtype=np.float32)
+        outputs = self._graphs["block", block].run(feed)
+        for tensor, made in zip(past.tensors.values(), outputs[2 : 2 + len(past.tensors)], strict=True):
             tensor[:] = made
         past.filled[rows] = positions + 1
         self.backfilled += len(rows)

@@ -117,7 +117,9 @@ class NaiveDecoder:
             own_cells=first,
             written_columns=np.array([[head * size + own_place] for head in range(heads)]),
             **({"place_bias": unread} if attention else {"tap_places": order}),
+            **({"stop_weight": np.zeros((1, dim), dtype=np.float32)} if block < self._model.decoder_blocks else {}),
         )
+        written = written[: len(rings)]
         return next_x, exit_state, [ring.reshape(heads, size, -1)[:, own_place].reshape(dim) for ring in written]
 
     def _position_vector(self, position: int) -> Array:

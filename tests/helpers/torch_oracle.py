@@ -159,6 +159,8 @@ class Following:
         chosen: What the other policy says: depths, where it has said to stop no later than the given depth.
     """
 
+    linear_stop = None
+
     def __init__(self, policy: DepthPolicy, blocks: int) -> None:
         self._policy = policy
         self._blocks = blocks

@@ -32,7 +32,7 @@ from edgeseq_runtime.tokenizer import EOS_ID
 from graph_checks import late_reads
 from linear import linear
 
-ONE_OF_EACH_KIND = ["encoder.onnx", "cross_2.onnx", "block_1.onnx", "block_3.onnx", "head.onnx"]
+ONE_OF_EACH_KIND = ["encoder.onnx", "cross_2.onnx", "block_1.onnx", "block_3.onnx", "head.onnx", "step.onnx"]
 
 
 @pytest.fixture(scope="module")
@@ -168,7 +168,8 @@ def test_no_graph_reads_state_that_it_has_replaced(bundle: Path, loaded: Bundle)
         graph = onnx.load(bundle / entry.file).graph
         updated += [output.name for output in graph.output if output.name.startswith("next_")]
         assert late_reads(graph) == [], entry.file
-    assert set(updated) == {"next_states", "next_exit_states", "next_columns"}
+    of_a_row_alone = {f"next_columns_{block}" for block in range(1, loaded.manifest.model.decoder_blocks + 1)}
+    assert set(updated) == {"next_states", "next_exit_states", "next_columns", "next_filled", *of_a_row_alone}
 
 
 def test_a_late_read_is_seen(bundle: Path) -> None:

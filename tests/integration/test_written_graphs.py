@@ -24,7 +24,7 @@ from edgeseq_runtime.engine import Engine
 from edgeseq_runtime.manifest import ModelFacts
 from edgeseq_runtime.predictors import DepthClassifier, HaltingUnits, Predictor
 from edgeseq_runtime.tokenizer import EOS_ID
-from graph_checks import late_reads
+from graph_checks import all_graphs, late_reads
 from small_models import PREDICTORS, VOCAB_SIZE, balance_predictors, small_config, small_model
 
 
@@ -197,7 +197,8 @@ def test_every_weight_of_a_graph_is_compared(name: str) -> None:
     # One block stands for all: the same code writes them.
     for part in [part for part in split_model(model, facts) if part.signature.block in (None, 2)]:
         graph = write_graph(part)
-        weights = [tensor for tensor in graph.graph.initializer if tensor.data_type == onnx.TensorProto.FLOAT]
+        held = [tensor for inner in all_graphs(graph.graph) for tensor in inner.initializer]
+        weights = [tensor for tensor in held if tensor.data_type == onnx.TensorProto.FLOAT]
         weights = [tensor for tensor in weights if tensor.dims]
         assert weights, part.signature.file
         for weight in weights:

@@ -146,10 +146,10 @@ def test_signatures_of_another_model_are_refused_by_graph(bundle: Path) -> None:
 
     edit_manifest(bundle, change)
     message = refusal(bundle)
-    assert "manifest.json lists graphs that do not fit its model (3 problems):" in message
+    assert "manifest.json lists graphs that do not fit its model (5 problems):" in message
     assert "  encoder.onnx: is the encoder of block 1, expected the encoder of block None" in message
     assert "  block_3.onnx: inputs are states float32['cells', 16], exit_states" in message
-    assert "tap_places int64['active', 1, 4, 1, 1]; expected states" in message
+    assert "tap_places int64['active', 1, 4, 1, 1], stop_weight float32[1, 16]; expected states" in message
     assert "tap_places int64['active', 1, 4, 1, 3]" in message
     assert "tap_places int64['active', 1, 4, 1, 9]" in message
 
@@ -162,7 +162,7 @@ def test_missing_and_additional_blocks_are_named(bundle: Path) -> None:
 
     edit_manifest(bundle, change)
     message = refusal(bundle)
-    assert "(3 problems):" in message
+    assert "(7 problems):" in message
     assert "  graph cross_2.onnx is missing" in message
     assert "  graph block_4.onnx is not expected" in message
     assert "  graph cross_4.onnx is not expected" in message
@@ -184,7 +184,7 @@ def test_tokenizer_of_another_size_is_refused(bundle: Path) -> None:
     def change(content: dict[str, Any]) -> None:
         content["model"]["vocab_size"] = content["tokenizer"]["pieces"] = 61
         for graph in content["graphs"]:
-            if graph["role"] == "head":
+            if graph["role"] in ("head", "step"):
                 graph["outputs"][0]["shape"][1] = 61
 
     edit_manifest(bundle, change)

@@ -242,14 +242,14 @@ def test_control_damage_is_seen_in_bits(either: Case, damage: Break, monkeypatch
     naive = NaiveDecoder(either.folder, either.facts)
     expected = np.stack(naive.logits(either.sources[0], either.tokens[:, 0], either.depths[:, 0]))
     damage(monkeypatch)
-    assert not np.array_equal(either.logits(either.engine(), [0])[:, 0], expected)
+    assert not np.array_equal(either.logits(either.engine(), [0, 1])[:, 0], expected)
 
 
 @pytest.mark.parametrize("damage", DAMAGES)
 def test_control_damage_is_more_than_rounding(either: Case, damage: Break, monkeypatch: pytest.MonkeyPatch) -> None:
     """The tolerance that the torch model is given hides nothing."""
     damage(monkeypatch)
-    differences = np.abs(either.logits(either.engine(), [0])[:, 0] - either.torch_logits(0))
+    differences = np.abs(either.logits(either.engine(), [0, 1])[:, 0] - either.torch_logits(0))
     assert differences.max() > 100 * TOLERANCE
 
 
@@ -399,6 +399,7 @@ def test_backfill_is_lazy_and_bounded(plain: Case, monkeypatch: pytest.MonkeyPat
     monkeypatch.setattr(StepPlaces, "block_indices", indices)
     engine = plain.engine()
     state = engine.encode(plain.sources[:1], plain.fixed())
+    state.alone = None  # which takes whole steps
     for depth, expected in ((1, []), (1, []), (4, [2, 0, 2]), *[(1, [])] * 9, (2, [4]), (4, [0, 0, 6])):
         reads.clear()
         engine.step(state, plain.tokens[0, :1], depths=np.array([depth]))
@@ -637,4 +638,4 @@ def test_wrong_steps_are_refused(plain: Case) -> None:
 def test_graph_of_another_model_is_refused_by_name(plain: Case) -> None:
     other = tiny_facts(decoder_reaches=[3, 5, 1, 9])
     with pytest.raises(BundleError, match=r"block_4\.onnx is not the graph the manifest declares"):
-        Engine(plain.folder, other, device="cpu")
+        plain.logits(Engine(plain.folder, other, device="cpu"), [0, 1])

@@ -182,8 +182,7 @@ def test_a_policy_is_made_of_the_predictor_it_names(bundle: Bundle) -> None:
     assert isinstance(halting, Halting)
     assert isinstance(shared, Halting)
     for block in (1, 2, 3):
-        weight, _ = halting._limits[block]
-        common, _ = shared._limits[block]
+        weight, common = (policy.linear_stop.weights[block - 1] for policy in (halting, shared))
         assert (weight == linear(bundle.predictors["halting"]).weight[block - 1]).all()
         assert (common == linear(bundle.predictors["shared"]).weight[0]).all()
         assert (weight != common).any()

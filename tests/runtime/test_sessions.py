@@ -275,14 +275,18 @@ def test_bound_state_is_what_later_runs_read(tiny_bundle: Path) -> None:
     state = {"states": normal(3 * 7, 16), "exit_states": normal(3, 16), "columns": normal(3 * 4 * 5, 4)}
     sources = {"cross_key": normal(3, 2, 8, 4), "cross_value": normal(3, 2, 4, 8), "source_bias": normal(3, 1, 1, 4)}
     copied = {name: array.copy() for name, array in state.items()}
+    weight, scores = normal(1, 16), np.zeros(3, dtype=np.float32)
     for position in range(12):
         places = StepPlaces(layout, np.array([position] * 3))
         feed: dict[str, AnyArray] = {
             **sources,
             **places.block_indices(5, np.array([max(0, position - 2), position, position])),
+            "stop_weight": weight,
         }
-        bound.run(state, feed)
-        copied = dict(zip(copied, graph.run({**copied, **feed}), strict=True))
+        bound.run(state, feed, {"stop_scores": scores})
+        *replaced, expected = graph.run({**copied, **feed})
+        np.testing.assert_array_equal(scores, expected)
+        copied = dict(zip(copied, replaced, strict=True))
         for name, array in copied.items():
             np.testing.assert_array_equal(state[name], array)
 

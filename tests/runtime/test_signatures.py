@@ -16,8 +16,44 @@ def test_graphs_of_a_tied_model() -> None:
         "encoder.onnx",
         "cross_1.onnx", "block_1.onnx", "cross_2.onnx", "block_2.onnx",
         "cross_3.onnx", "block_3.onnx", "cross_4.onnx", "block_4.onnx",
-        "head.onnx",
+        "head.onnx", "step.onnx",
     ]  # fmt: skip
+
+
+def test_the_step_of_a_row_alone_takes_all_state_and_says_where_it_stops() -> None:
+    """Kernel sizes are 3, 5, 1, 7: the copied states that any block can still reach are as many as the largest."""
+    step = by_file()["step.onnx"]
+    numbers = (1, 2, 3, 4)
+    state = {
+        "states": [7, 16],
+        "filled": [3],
+        **{f"columns_{n}": [4 * reach, 4] for n, reach in zip(numbers, (3, 5, 1, 7), strict=True)},
+    }
+    assert {tensor.name: tensor.shape for tensor in step.inputs} == {
+        "tokens": [1],
+        "position_vectors": [1, 16],
+        "position": [1],
+        "stop_weights": [3, 16],
+        "stop_limits": [3],
+        **state,
+        **{f"cross_key_{n}": [1, 2, 8, "source"] for n in numbers},
+        **{f"cross_value_{n}": [1, 2, "source", 8] for n in numbers},
+        "source_bias": [1, 1, 1, "source"],
+    }
+    assert {tensor.name: tensor.shape for tensor in step.outputs} == {
+        "logits": [1, 60],
+        "depth": [1],
+        **{f"next_{name}": shape for name, shape in state.items()},
+    }
+
+
+def test_a_single_block_stops_without_being_asked() -> None:
+    names = {tensor.name for tensor in by_file(decoder_reaches=[3])["step.onnx"].inputs}
+    assert not names & {"stop_weights", "stop_limits", "filled"}
+
+
+def test_attention_has_no_whole_step() -> None:
+    assert "step.onnx" not in by_file(mixer="attention", glu=False)
 
 
 def test_untied_heads_belong_to_blocks() -> None:
@@ -44,6 +80,13 @@ def test_block_takes_state_and_places() -> None:
     assert [tensor.name for tensor in block.outputs] == ["next_states", "next_exit_states", "next_columns"]
 
 
+def test_blocks_below_the_last_say_how_their_exit_states_score() -> None:
+    for n, rows in ((1, "rows"), (2, "active"), (3, "active")):
+        block = by_file()[f"block_{n}.onnx"]
+        assert (block.inputs[-1].name, block.inputs[-1].shape) == ("stop_weight", [1, 16])
+        assert (block.outputs[-1].name, block.outputs[-1].shape) == ("stop_scores", [rows])
+
+
 def test_a_block_of_attention_takes_keys_values_and_a_bias() -> None:
     """The ring of a window has its size, that of all positions one that grows."""
     graphs = by_file(mixer="attention", glu=False, decoder_reaches=[3, 7, 0])
@@ -61,9 +104,10 @@ def test_a_block_of_attention_takes_keys_values_and_a_bias() -> None:
             "read_cells": ["read"],
             "written_columns": ["written", 1],
             "place_bias": ["active", 1, 1, 1, size],
+            **({"stop_weight": [1, 16]} if file == "block_2.onnx" else {}),
         }
         outputs = [tensor.name for tensor in graphs[file].outputs]
-        assert outputs == ["next_states", "next_exit_states", "next_keys", "next_values"]
+        assert outputs[:4] == ["next_states", "next_exit_states", "next_keys", "next_values"]
 
 
 def test_block_1_takes_tokens_of_all_rows() -> None:
@@ -88,22 +132,25 @@ def test_block_1_takes_tokens_of_all_rows() -> None:
             "own_cells": ["rows", 1],
             "written_columns": ["written", 1],
             **places,
+            "stop_weight": [1, 16],
         }
         assert [tensor.name for tensor in block.outputs] == [
-            "next_states", "exit_states", *(f"next_{name}" for name in kept),
+            "next_states", "exit_states", *(f"next_{name}" for name in kept), "stop_scores",
         ]  # fmt: skip
 
 
 def test_blocks_differ_in_their_taps_alone() -> None:
     """One tap is nothing special."""
     graphs = by_file()
-    assert [graphs[f"block_{n}.onnx"].inputs[-1].shape for n in (1, 2, 3, 4)] == [
+    second, third = ([tensor.name for tensor in graphs[f"block_{n}.onnx"].inputs] for n in (2, 3))
+    assert second == third
+    shapes = [{tensor.name: tensor.shape for tensor in graphs[f"block_{n}.onnx"].inputs} for n in (1, 2, 3, 4)]
+    assert [shape["tap_places"] for shape in shapes] == [
         ["rows", 1, 4, 1, 3], ["active", 1, 4, 1, 5], ["active", 1, 4, 1, 1], ["active", 1, 4, 1, 7],
     ]  # fmt: skip
-    second = graphs["block_2.onnx"]
-    for n in (3, 4):
-        assert graphs[f"block_{n}.onnx"].inputs[:-1] == second.inputs[:-1]
-        assert graphs[f"block_{n}.onnx"].outputs == second.outputs
+    for shape in shapes[2:]:
+        assert all(shape[name] == shapes[1][name] for name in shape if name != "tap_places")
+    assert graphs["block_3.onnx"].outputs == graphs["block_2.onnx"].outputs
 
 
 ATTENTION = {"mixer": "attention", "glu": False, "decoder_reaches": [0, 3, 0]}
@@ -114,6 +161,8 @@ def test_state_comes_out_as_it_went_in(changes: dict[str, object]) -> None:
     """The engine binds an input X and an output next_X to the same memory."""
     found = 0
     for signature in expected_signatures(tiny_facts(**changes)):
+        if signature.role == "step":
+            continue
         inputs = {tensor.name: tensor for tensor in signature.inputs}
         for tensor in signature.outputs:
             if tensor.name.startswith("next_"):
@@ -125,13 +174,14 @@ def test_state_comes_out_as_it_went_in(changes: dict[str, object]) -> None:
 
 
 @pytest.mark.parametrize("changes", [{}, ATTENTION], ids=["convolution", "attention"])
-@pytest.mark.parametrize("role", ["encoder", "cross", "block", "head"])
+@pytest.mark.parametrize("role", ["encoder", "cross", "block", "head", "step"])
 def test_only_listed_types_occur(role: str, changes: dict[str, object]) -> None:
     integers = {
         "source", "tokens", "active_rows", "own_cells", "read_cells", "written_columns", "tap_places",
+        "position", "filled", "next_filled", "depth",
     }  # fmt: skip
     signatures = [signature for signature in expected_signatures(tiny_facts(**changes)) if signature.role == role]
-    assert signatures
+    assert signatures or (role, changes) == ("step", ATTENTION)
     for signature in signatures:
         for tensor in (*signature.inputs, *signature.outputs):
             expected = "int64" if tensor.name in integers else "float32"

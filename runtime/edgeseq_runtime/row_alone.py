@@ -1,0 +1,85 @@
+"""A sentence decoded alone: one graph runs its whole step, and stops by itself.
+
+Between the calls of an engine that runs block after block, Python takes as long as some of the blocks. A
+batch shares that time among its rows; a row alone does not have to take it.
+"""
+
+import numpy as np
+
+from edgeseq_runtime.arrays import AnyArray, IntArray
+from edgeseq_runtime.policy import LinearStop
+from edgeseq_runtime.sessions import BoundGraph
+from edgeseq_runtime.sinusoids import Sinusoids
+from edgeseq_runtime.state import DecoderState
+
+
+class RowAlone:
+    """The graph of a step, bound to the state of one row. N blocks, vectors of width d.
+
+    It reads and writes the same state as the graphs of single blocks, and either may take the next step.
+    """
+
+    def __init__(self, graph: BoundGraph, stop: LinearStop, sinusoids: Sinusoids) -> None:
+        """Make room for what changes from step to step.
+
+        Args:
+            graph: The graph, on the CPU.
+            stop: Says after which block tokens stop.
+            sinusoids: Position vectors.
+        """
+        self._graph = graph
+        self._stop = stop
+        self._sinusoids = sinusoids
+        self._tokens = np.zeros(1, dtype=np.int64)
+        self._position = np.zeros(1, dtype=np.int64)
+        self._position_vectors = np.zeros((1, sinusoids.dim), dtype=np.float32)
+        self._limits = np.empty_like(stop.limits)
+        self._depth = np.zeros(1, dtype=np.int64)
+
+    def step(self, state: DecoderState, token: int, deepest: int, *, forced: bool) -> IntArray:
+        """Run a step at the row's current position; its logits are then those of the state.
+
+        Args:
+            state: Of one row, with source keys and values for the first ``deepest`` blocks at least.
+            token: The token at this position.
+            deepest: The block after which the token stops at the latest.
+            forced: Whether it stops there and no sooner.
+
+        Returns:
+            (1,), the block after which it stopped.
+
+        Raises:
+            DeviceError: onnxruntime fails.
+        """
+        self._tokens[0] = token
+        self._position[0] = state.positions[0]
+        self._position_vectors[:] = self._sinusoids.take(self._position)
+        self._limits[:] = np.inf if forced else self._stop.limits
+        self._limits[deepest - 1 :] = -np.inf
+        if state.moved:
+            self._run_first(state)
+            state.moved = False
+        else:
+            self._graph.run_again()
+        state.filled[0] = self._position + 1
+        return self._depth.copy()
+
+    def _run_first(self, state: DecoderState) -> None:
+        """Bind the state's tensors where they are, and run."""
+        held: dict[str, AnyArray] = {"states": state.states}
+        feed: dict[str, AnyArray] = {
+            "tokens": self._tokens,
+            "position": self._position,
+            "position_vectors": self._position_vectors,
+            "source_bias": state.source_bias,
+        }
+        if len(self._limits):
+            held["filled"] = state.filled[1:].reshape(-1)
+            feed |= {"stop_weights": self._stop.weights, "stop_limits": self._limits}
+        for number, past in enumerate(state.blocks, start=1):
+            held |= {f"{name}_{number}": tensor for name, tensor in past.tensors.items()}
+            # A block that is not entered reads none: those of another will do.
+            sources = past.cross or state.blocks[0].cross
+            assert sources is not None, "block 1 is always entered"
+            feed |= dict(zip((f"cross_key_{number}", f"cross_value_{number}"), sources, strict=True))
+        self._graph.run(held, feed, {"logits": state.logits, "depth": self._depth})
