@@ -160,14 +160,14 @@ def _describe_graphs(manifest: "Manifest") -> Iterator[str]:
         compared = (
             (f"{row.max_abs_diff:.1e}", f"{row.tolerance:.0e}", str(row.shapes)) if row else ("not compared", "", "")
         )
-        rows.append((graph.file, _megabytes(graph.size), *compared))
+        rows.append((graph.file, *compared))
     yield ""
     if manifest.quantisation is not None:
         yield manifest.quantisation.describe()
         yield ""
     in_float32 = "" if manifest.compute_type == "float32" else ", in float32"
     yield f"Graphs, and their largest difference from the torch modules they come from{in_float32}"
-    yield from _table(("file", "MB", "difference", "tolerance", "shapes"), rows)
+    yield from _table(("file", "difference", "tolerance", "shapes"), rows)
     decoding = manifest.parity.decoding
     yield (
         f"  Whole decodes: {decoding.sentences:,} sentences, {decoding.tokens:,} tokens, "

@@ -37,12 +37,13 @@ from edgeseq_export.quantisation import (
     measure_quantisation,
     problems,
 )
+from edgeseq_export.weights_file import WEIGHTS_FILE, gather_weights
 from edgeseq_runtime import Translator, __version__
 from edgeseq_runtime.atomic import publish_directory, write_file
 from edgeseq_runtime.bundle import describe_file, describe_graph, load_bundle
 from edgeseq_runtime.engine import Engine
 from edgeseq_runtime.known_answers import answer, asked_graphs, tensor_names
-from edgeseq_runtime.manifest import MANIFEST_FILE, FileEntry, Manifest, ModelFacts, Provenance, TokenizerFacts
+from edgeseq_runtime.manifest import MANIFEST_FILE, Manifest, ModelFacts, Provenance, TokenizerFacts
 from edgeseq_runtime.predictors import CertaintyUnits, DepthClassifier, HaltingUnits, Predictor
 from edgeseq_runtime.records import ComputeTypeName
 from edgeseq_runtime.reports import ParityReport, ParityRow, QuantisationReport
@@ -132,6 +133,8 @@ def export_run(
             for part in split_model(model, facts):
                 graph = write_graph(part, arithmetic)
                 write_file(folder / part.signature.file, graph.SerializeToString(deterministic=True))
+        gather_weights(folder)
+        if compute_type != "float32":
             _write_known_answers(facts, folder)
         manifest = _build_manifest(config, model, facts, folder, compute_type, parity)
         write_file(folder / MANIFEST_FILE, manifest.to_bytes())
@@ -284,7 +287,7 @@ def _build_manifest(
     compute_type: ComputeTypeName,
     parity: ParityReport,
 ) -> Manifest:
-    files: list[FileEntry] = [describe_file(folder, TOKENIZER_FILE, "tokenizer")]
+    files = [describe_file(folder, WEIGHTS_FILE, "weights"), describe_file(folder, TOKENIZER_FILE, "tokenizer")]
     if config.predictors:
         files.append(describe_file(folder, PREDICTORS_FILE, "predictors"))
     if compute_type != "float32":

@@ -194,7 +194,11 @@ class StepGraph(nn.Module):
             for pending in range(max(first, now - size + 1), now):
                 (column,) = block.backfill(states[[pending % len(states)]])
                 rings[:, pending % size] = column.view(heads, -1)
-            past = rings[:, (now + 1 + torch.arange(size - 1)) % size].transpose(0, 1).reshape(1, size - 1, block.mixer.dim)
+            past = (
+                rings[:, (now + 1 + torch.arange(size - 1)) % size]
+                .transpose(0, 1)
+                .reshape(1, size - 1, block.mixer.dim)
+            )
             key, value = sources[2 * index : 2 * index + 2]
             x, exit_state, (column,) = block.step(x, (past,), key, value, source_bias)
             rings[:, now % size] = column.view(heads, -1)

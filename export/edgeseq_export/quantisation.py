@@ -15,6 +15,7 @@ from pathlib import Path
 import numpy as np
 
 from edgeseq.evaluation.scores import CorpusScores, score_corpus
+from edgeseq_export.weights_file import WEIGHTS_FILE
 from edgeseq_runtime.arrays import BoolArray, FloatArray, IntArray
 from edgeseq_runtime.bundle import Bundle
 from edgeseq_runtime.engine import Engine
@@ -112,7 +113,7 @@ def blame_graphs(
     """Compares float32 with models of which one graph alone is of fewer bits.
 
     Args:
-        folders: of float32 graphs, and of the others.
+        folders: of float32 graphs that bring their own weights, and of the others.
         model: facts of it.
         policy: says where tokens stop.
         sources: ids of sentences.
@@ -132,6 +133,7 @@ def blame_graphs(
                 shutil.copyfile(
                     (quantised_folder if path.name == graph.name else float32_folder) / path.name, mixed / path.name
                 )
+            shutil.copyfile(quantised_folder / WEIGHTS_FILE, mixed / WEIGHTS_FILE)
             choices = compare_choices(float32, Engine(mixed, model, device="cpu"), policy, sources)
         found.append((graph.name, choices))
     return sorted(found, key=lambda pair: pair[1].token_agreement)

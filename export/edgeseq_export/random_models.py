@@ -14,6 +14,7 @@ from edgeseq_export.compute_types import choose_arithmetic
 from edgeseq_export.facts import model_facts
 from edgeseq_export.graphs import split_model
 from edgeseq_export.onnx_graphs import write_graph
+from edgeseq_export.weights_file import gather_weights
 from edgeseq_runtime.atomic import write_file
 from edgeseq_runtime.manifest import ModelFacts
 from edgeseq_runtime.policy import DepthPolicy, Halting, Thresholds
@@ -89,6 +90,7 @@ def write_random_model(folder: Path, sizes: RandomSizes, compute_type: ComputeTy
     for part in split_model(model, facts):
         graph = write_graph(part, arithmetic)
         write_file(folder / part.signature.file, graph.SerializeToString())
+    gather_weights(folder)
     weights = dict(model.predictor(predictor.name).named_parameters())
     halting = HaltingUnits(*(weights[name].detach().numpy() for name in ("weight", "bias")))
     return RandomModel(facts, halting)

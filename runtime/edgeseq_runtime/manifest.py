@@ -32,7 +32,7 @@ FORMAT_VERSION: Final = 6
 MANIFEST_FILE = "manifest.json"
 
 GraphRole = Literal["encoder", "cross", "block", "head", "step"]
-FileRole = Literal["tokenizer", "predictors", "known_answers"]
+FileRole = Literal["weights", "tokenizer", "predictors", "known_answers"]
 DType = Literal["float32", "int64", "bool"]
 
 
@@ -266,7 +266,7 @@ class Manifest(Record):
             )
         roles = Counter(entry.role for entry in self.files)
         expected = Counter(
-            ["tokenizer"]
+            ["weights", "tokenizer"]
             + ["predictors"] * bool(self.predictors)
             + ["known_answers"] * (self.compute_type != "float32")
         )

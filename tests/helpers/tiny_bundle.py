@@ -22,6 +22,7 @@ from edgeseq.modules import CertaintyUnits
 from edgeseq_export.facts import model_facts, predictor_entry
 from edgeseq_export.graphs import split_model
 from edgeseq_export.onnx_graphs import write_graph
+from edgeseq_export.weights_file import WEIGHTS_FILE, gather_weights
 from edgeseq_runtime._version import __version__
 from edgeseq_runtime.bundle import describe_file, describe_graph
 from edgeseq_runtime.manifest import MANIFEST_FILE, Manifest, ModelFacts, OperatingPoint, Provenance, TokenizerFacts
@@ -184,12 +185,13 @@ def write_tiny_bundle(
     facts = tiny_facts(**changes)
     model = tiny_model(seed=seed, predictors=predictors, **changes)
     path.mkdir(parents=True)
-    graphs = []
-    for part in split_model(model, facts):
+    parts = list(split_model(model, facts))
+    for part in parts:
         (path / part.signature.file).write_bytes(write_graph(part).SerializeToString(deterministic=True))
-        graphs.append(describe_graph(path, part.signature))
+    gather_weights(path)
+    graphs = [describe_graph(path, part.signature) for part in parts]
     (path / "tokenizer.model").write_bytes(tiny_tokenizer())
-    files = [describe_file(path, "tokenizer.model", "tokenizer")]
+    files = [describe_file(path, WEIGHTS_FILE, "weights"), describe_file(path, "tokenizer.model", "tokenizer")]
     if predictors:
         tensors = {name: tensor.detach().numpy() for name, tensor in model.predictors.named_parameters()}
         (path / "predictors.safetensors").write_bytes(safetensors_bytes(tensors))

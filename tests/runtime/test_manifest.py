@@ -134,7 +134,10 @@ def set_value(*path: str | int, value: object) -> Change:
             set_value("model", "decoder_reaches", value=[3]),
             "there are predictors, but one decoder block leaves nothing",
         ),
-        (set_value("predictors", value=[]), "files have the roles ['predictors', 'tokenizer'], expected ['tokenizer']"),
+        (
+            set_value("predictors", value=[]),
+            "files have the roles ['predictors', 'tokenizer', 'weights'], expected ['tokenizer', 'weights']",
+        ),
         (set_value("predictors", 1, "name", value="halting"), "predictor 'halting' is listed more than once"),
         (set_value("predictors", 1, "name", value="full"), "'full' is a depth policy of every bundle; give the"),
         (set_value("predictors", 1, "name", value="adaptive"), "'adaptive' is a depth policy of every bundle"),

@@ -14,7 +14,7 @@ HASH = "0123456789abcdef" * 4
 
 MANIFEST: dict[str, object] = {
     "format": "edgeseq-bundle",
-    "format_version": 5,
+    "format_version": 6,
     "edgeseq_version": "0.1.0",
     "created": "2026-01-31",
     "compute_type": "float32",
@@ -44,11 +44,12 @@ MANIFEST: dict[str, object] = {
             "outputs": [],
         }
         for file, role, block, size in (
-            ("encoder.onnx", "encoder", None, 1_500_000),
-            ("block_1.onnx", "block", 1, 250_000),
+            ("encoder.onnx", "encoder", None, 15_000),
+            ("block_1.onnx", "block", 1, 5_000),
         )
     ],
     "files": [
+        {"file": "weights.bin", "role": "weights", "size": 1_730_000, "sha256": HASH},
         {"file": "tokenizer.model", "role": "tokenizer", "size": 240_000, "sha256": HASH},
         {"file": "predictors.safetensors", "role": "predictors", "size": 10_000, "sha256": HASH},
     ],
@@ -120,8 +121,8 @@ def inspect(*arguments: str) -> Outcome:
 def test_summary_names_what_a_user_asks_about() -> None:
     assert inspect().lines == [
         "Bundle     en-de.bundle",
-        "Format     5, written by edgeseq 0.1.0 on 2026-01-31",
-        "Size       2.00 MB in 5 files, float32",
+        "Format     6, written by edgeseq 0.1.0 on 2026-01-31",
+        "Size       2.00 MB in 6 files, float32",
         f"SHA-256    {HASH}",
         "Licence    CC BY 2.0 FR",
         "Data       Tatoeba English-German",
@@ -144,9 +145,9 @@ def test_summary_names_what_a_user_asks_about() -> None:
         "  3                       31.4  53.0           3.00      2,000",
         "",
         "Graphs, and their largest difference from the torch modules they come from",
-        "  file            MB    difference  tolerance  shapes",
-        "  encoder.onnx  1.50       2.1e-06      1e-04       5",
-        "  block_1.onnx  0.25  not compared",
+        "  file            difference  tolerance  shapes",
+        "  encoder.onnx       2.1e-06      1e-04       5",
+        "  block_1.onnx  not compared",
         ("  Whole decodes: 200 sentences, 2,345 tokens, 5,000 decisions; 0 differ, 3 ties (margin below 0.0001)"),
     ]
 
@@ -205,7 +206,7 @@ def test_what_fewer_bits_changed_is_told(inspected: dict[str, object]) -> None:
         {"file": "known_answers.safetensors", "role": "known_answers", "size": 10_000, "sha256": HASH},
     ]
     lines = inspect().lines
-    assert "Size       2.01 MB in 6 files, int8" in lines
+    assert "Size       2.01 MB in 7 files, int8" in lines
     assert (
         "int8 against float32 on 2,000 sentences: BLEU 31.40 (31.42), chrF 53.00 (53.01) and "
         "99.40% of tokens the same at full depth; 0.61% stop elsewhere at halting:0.45"
