@@ -55,6 +55,7 @@ class _StepWriter:
         self._dim, self._heads = mixers[0].dim, mixers[0].heads
         self._sizes = [mixer.kernel_size for mixer in mixers]
         self._reach = max(self._sizes)
+        self._orders: dict[int, str] = {}
 
     def write(self) -> onnx.ModelProto:
         writer, depth = self._writer, len(self._blocks)
@@ -77,27 +78,19 @@ class _StepWriter:
         """Adds where each block reads and writes."""
         writer, heads, reach = self._writer, self._heads, self._reach
         sizes = np.array(self._sizes)
-        first = writer.add("Mod", writer.add("Mul", "position", writer.integers(-heads)), _ints(heads, sizes, writer))
+        first = writer.add(
+            "Mod", writer.add("Mul", "position", writer.integers(-heads)), writer.constant(heads * sizes)
+        )
         pending = writer.constant(np.zeros(1, dtype=np.int64))
         if len(sizes) > 1:
             gaps = writer.add("Sub", "position", "filled")
             skipped = writer.add("Min", gaps, writer.constant(sizes[1:] - 1))
             pending = writer.add("Concat", pending, skipped, axis=0)
-            first_state = writer.add("Mod", writer.add("Neg", "position"), writer.integers(reach))
-            self._first_state = writer.add("Add", first_state, writer.integers(1))
-            last_states = writer.add("Add", self._first_state, skipped)
-            self._last_states = ["", *writer.split(last_states, len(sizes) - 1, axis=0)]
-            self._stop_weights = writer.split("stop_weights", len(sizes) - 1, axis=0)
-            self._stop_limits = writer.split("stop_limits", len(sizes) - 1, axis=0)
+            own = writer.add("Mod", writer.add("Neg", "position"), writer.integers(reach))
+            self._first_state = writer.add("Add", own, writer.integers(1))
+            self._last_states = writer.add("Add", self._first_state, skipped)
         count = writer.add("Mul", writer.add("Add", pending, writer.integers(1)), writer.integers(heads))
-        last = writer.add("Add", first, count)
-        self._firsts, self._lasts = (writer.split(bound, len(sizes), axis=0) for bound in (first, last))
-        self._state_cells = writer.constant(-np.arange(2 * reach) % reach)
-        self._column_cells, self._tap_places = {}, {}
-        for size in sorted(set(self._sizes)):
-            self._column_cells[size] = writer.constant(_column_cells(size, heads))
-            place = writer.add("Mod", "position", writer.integers(size))
-            self._tap_places[size] = writer.add("Gather", writer.constant(_tap_places(size, heads)), place)
+        self._first_columns, self._last_columns = first, writer.add("Add", first, count)
 
     def _write_block(self, number: int, x: str, outputs: Sequence[str | None]) -> list[str]:
         """Adds a block and all that comes after it.
@@ -118,21 +111,27 @@ class _StepWriter:
             tensors={"columns": (f"columns_{number}", "next_columns_1" if top else None)},
             cross_key=f"cross_key_{number}",
             cross_value=f"cross_value_{number}",
-            written_columns=self._slice(self._column_cells[size], self._firsts[number - 1], self._lasts[number - 1]),
-            places=self._tap_places[size],
+            written_columns=writer.add(
+                "Slice",
+                writer.constant(_column_cells(size, self._heads)),
+                self._pick(self._first_columns, number - 1),
+                self._pick(self._last_columns, number - 1),
+            ),
+            places=self._tap_places(size),
             active_rows=None,
             rows="tokens",
         )
         columns = x
         if not top:
-            cells = self._slice(self._state_cells, self._first_state, self._last_states[number - 1])
+            places = writer.constant(-np.arange(2 * self._reach) % self._reach)
+            cells = writer.add("Slice", places, self._first_state, self._pick(self._last_states, number - 2))
             columns = writer.add("Concat", x, writer.add("Gather", "states", cells), axis=0)
         x, written = write_block(writer, block, names, x, columns)
         exit_state = writer.layer_norm(x, block.exit_norm)
         if number == len(self._blocks):
             return [*self._stop(number, exit_state, x, outputs), *written]
-        score = stop_score(writer, exit_state, self._stop_weights[number - 1])
-        stops = writer.add("Greater", score, self._stop_limits[number - 1])
+        score = stop_score(writer, exit_state, self._pick("stop_weights", number - 1))
+        stops = writer.add("Greater", score, self._pick("stop_limits", number - 1))
         skipped = [f"columns_{above}" for above in range(number + 1, len(self._blocks) + 1)]
         nameless = [None] * len(outputs)
         results = writer.add_choice(
@@ -158,12 +157,17 @@ class _StepWriter:
         logits = writer.exit_head(exit_state, self._exit_heads, number, output=outputs[0])
         return [logits, writer.add("Identity", x), depth]
 
-    def _slice(self, table: str, first: str, last: str) -> str:
-        return self._writer.add("Slice", table, first, last)
+    def _pick(self, vector: str, index: int) -> str:
+        """Adds an entry of a vector, (1,), or a row of a matrix, (1, ...)."""
+        return self._writer.add("Gather", vector, self._writer.integers(index))
 
-
-def _ints(factor: int, sizes: IntArray, writer: LayerWriter) -> str:
-    return writer.constant((factor * sizes).astype(np.int64))
+    def _tap_places(self, size: int) -> str:
+        """Adds the order of taps, once for a block and those above it, which are within its graph."""
+        writer = self._writer
+        if size not in self._orders:
+            place = writer.add("Mod", "position", writer.integers(size))
+            self._orders[size] = writer.add("Gather", writer.constant(_tap_places(size, self._heads)), place)
+        return self._orders[size]
 
 
 def _column_cells(size: int, heads: int) -> IntArray:

@@ -239,13 +239,12 @@ class Engine:
     def _run_blocks(self, state: DecoderState, places: StepPlaces, tokens: IntArray, depths: IntArray | None) -> Step:
         """Run each row through the blocks until it stops, then through its exit head."""
         policy = state.policy
-        stop = policy.linear_stop
         limits = state.limits  # of the active rows, like `free`
         free: BoolArray | None = None  # rows whose depth is the policy's choice; None: all
         if depths is not None:
             free = depths == 0
             limits = np.where(free, limits, depths)
-        lowest = limits.min()
+        lowest = limits.min()  # no active row stops before this block
         heads = StepLogits(state.exit_states, partial(self._classify, state), tied=self._tied)
         used = np.full(state.rows, self.full_depth, dtype=np.int64)
         self._run_first_block(state, places, tokens)
@@ -255,20 +254,16 @@ class Engine:
             if block == self.full_depth:
                 break
             logits = None
-            if policy.decides(block) and (free is None or stop is not None or free.any()):
-                if stop is not None:
-                    scores = state.stop_scores[: len(limits)]
-                    planned = np.where(scores > stop.limits[block - 1], block, limits)
-                else:
-                    exit_states = heads.exit_states_of(places.active)
-                    logits = heads.classify(block, exit_states) if policy.reads_logits else None
-                    planned = np.minimum(limits, policy.plan(block, exit_states, logits))
+            if policy.decides(block) and (free is None or policy.linear_stop is not None or free.any()):
+                planned, logits = _plan(state, block, heads, places.active, limits)
                 limits = planned if free is None else np.where(free, planned, limits)
-                lowest = limits.min()
-            if lowest > block:
+                lowest = 0
+            elif lowest > block:
+                continue
+            stops = limits <= block
+            if not stops.any():
                 continue
             state.skip_blocks_above(block)
-            stops = limits <= block
             stopping = places.active[stops]
             used[stopping] = block
             if logits is not None:
@@ -278,7 +273,6 @@ class Engine:
             going = (~stops).nonzero()[0]
             places.narrow(going)
             limits = limits.take(going)
-            lowest = limits.min()
             free = None if free is None else free.take(going)
         return Step(heads.finish(used), used)
 
@@ -363,6 +357,19 @@ class Engine:
         head = self._bound(state, "head", None if self._tied else block)
         head.run({}, {"exit_states": exit_states}, {"logits": logits})
         return logits
+
+
+def _plan(
+    state: DecoderState, block: int, heads: StepLogits, active: IntArray, limits: IntArray
+) -> tuple[IntArray, FloatArray | None]:
+    """Say after which block the active rows are to stop, (active,), and what logits were read for that."""
+    policy = state.policy
+    if policy.linear_stop is not None:
+        stops = state.stop_scores[: len(limits)] > policy.linear_stop.limits[block - 1]
+        return np.where(stops, block, limits), None
+    exit_states = heads.exit_states_of(active)
+    logits = heads.classify(block, exit_states) if policy.reads_logits else None
+    return np.minimum(limits, policy.plan(block, exit_states, logits)), logits
 
 
 def _open_graphs(folder: Path, model: ModelFacts, device: str) -> Graphs:

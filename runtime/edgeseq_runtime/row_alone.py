@@ -34,6 +34,7 @@ class RowAlone:
         self._position = np.zeros(1, dtype=np.int64)
         self._position_vectors = np.zeros((1, sinusoids.dim), dtype=np.float32)
         self._limits = np.empty_like(stop.limits)
+        self._limited_by = (0, False)
         self._depth = np.zeros(1, dtype=np.int64)
 
     def step(self, state: DecoderState, token: int, deepest: int, *, forced: bool) -> IntArray:
@@ -51,17 +52,20 @@ class RowAlone:
         Raises:
             DeviceError: onnxruntime fails.
         """
+        position = int(state.positions[0])
         self._tokens[0] = token
-        self._position[0] = state.positions[0]
-        self._position_vectors[:] = self._sinusoids.take(self._position)
-        self._limits[:] = np.inf if forced else self._stop.limits
-        self._limits[deepest - 1 :] = -np.inf
+        self._position[0] = position
+        self._position_vectors[0] = self._sinusoids.at(position)
+        if self._limited_by != (deepest, forced):
+            self._limited_by = deepest, forced
+            self._limits[:] = np.inf if forced else self._stop.limits
+            self._limits[deepest - 1 :] = -np.inf
         if state.moved:
             self._run_first(state)
             state.moved = False
         else:
             self._graph.run_again()
-        state.filled[0] = self._position + 1
+        state.filled[0] = position + 1
         return self._depth.copy()
 
     def _run_first(self, state: DecoderState) -> None:

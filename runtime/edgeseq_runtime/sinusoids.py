@@ -31,12 +31,21 @@ class Sinusoids:
 
     def take(self, positions: IntArray) -> FloatArray:
         """Copy the vectors of positions (m,), each at least 0: (m, d)."""
-        longest = int(positions.max(initial=0))
-        if longest >= len(self._table):
-            with self._growing:
-                if longest >= len(self._table):  # another thread may have been here
-                    self._table = self._compute(2 * longest)
+        self._reach(int(positions.max(initial=0)))
         return self._table.take(positions, axis=0)
+
+    def at(self, position: int) -> FloatArray:
+        """The vector of one position, (d,), not to be written to."""
+        self._reach(position)
+        vector: FloatArray = self._table[position]
+        return vector
+
+    def _reach(self, position: int) -> None:
+        """Make the table long enough."""
+        if position >= len(self._table):
+            with self._growing:
+                if position >= len(self._table):  # another thread may have been here
+                    self._table = self._compute(2 * position)
 
     def _compute(self, length: int) -> FloatArray:
         angles = np.arange(length, dtype=np.float32)[:, None] * self._frequencies
