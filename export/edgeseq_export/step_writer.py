@@ -42,7 +42,7 @@ def write_step(signature: GraphSignature, step: StepGraph, arithmetic: Arithmeti
 
 
 class _StepWriter:
-    """Dimensions: N blocks, D channels, H heads, C cells of a ring."""
+    """Writes it block by block, each within the graph of the one below. D channels, H heads, C cells of a ring."""
 
     def __init__(self, signature: GraphSignature, step: StepGraph, arithmetic: Arithmetic) -> None:
         self._writer = LayerWriter(signature, arithmetic("block", 1))
@@ -51,9 +51,9 @@ class _StepWriter:
         self._blocks = cast("list[DecoderBlock]", list(step.blocks))
         self._exit_heads = step.exit_heads
         self._tied = step.tied
-        mixers = [cast("ConvolutionUnit", block.mixer).convolution for block in self._blocks]
-        self._dim, self._heads = mixers[0].dim, mixers[0].heads
-        self._sizes = [mixer.kernel_size for mixer in mixers]
+        convolutions = [cast("ConvolutionUnit", block.mixer).convolution for block in self._blocks]
+        self._heads = convolutions[0].heads
+        self._sizes = [convolution.kernel_size for convolution in convolutions]
         self._reach = max(self._sizes)
         self._orders: dict[int, str] = {}
 
@@ -139,7 +139,7 @@ class _StepWriter:
             (
                 lambda: [
                     *self._stop(number, exit_state, x, nameless),
-                    *(writer.add("Identity", columns) for columns in skipped),
+                    *(writer.add("Identity", name) for name in skipped),
                 ],
                 lambda: self._write_block(number + 1, x, nameless[:-1]),
             ),
