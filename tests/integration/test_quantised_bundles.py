@@ -24,6 +24,7 @@ from edgeseq_export import ExportError, ValidationText, bundle_writer, export_ru
 from edgeseq_export.compute_types import quantise_columns
 from edgeseq_export.graph_writer import ONNXRUNTIME_DOMAIN
 from edgeseq_export.quantisation import Choices, blame_graphs, compare_choices, format_blame, problems
+from edgeseq_export.weights_file import WEIGHTS_FILE
 from edgeseq_runtime import Translation, Translator
 from edgeseq_runtime.arrays import AnyArray, IntArray
 from edgeseq_runtime.bundle import Bundle, describe_graph, load_bundle
@@ -124,6 +125,11 @@ def contents(folder: Path) -> dict[str, bytes]:
     return {str(path.relative_to(folder)): path.read_bytes() for path in folder.rglob("*") if path.is_file()}
 
 
+def whole_graphs(folder: Path) -> dict[str, bytes]:
+    """The graphs of a bundle, each with its weights."""
+    return {path.name: onnx.load(path).SerializeToString(deterministic=True) for path in folder.glob("*.onnx")}
+
+
 def bits(translations: Sequence[Translation]) -> list[tuple[object, ...]]:
     """Everything of a result; scores are sums over all hidden states, compared as they are."""
     return [(t.text, tuple(t.tokens), tuple(t.depths), t.score) for t in translations]
@@ -150,7 +156,7 @@ def test_a_bundle_of_fewer_bits_translates(quantised: Path, bundle: Path, text: 
 
 def test_a_bundle_of_fewer_bits_is_smaller(exported: Callable[[str], Path], loaded: Bundle) -> None:
     def size(manifest: Manifest) -> int:
-        return sum(entry.size for entry in manifest.graphs)
+        return next(entry.size for entry in manifest.files if entry.role == "weights")
 
     sizes = [size(load_bundle(exported(name)).manifest) for name in COMPUTE_TYPES]
     assert max(sizes) < 0.6 * size(loaded.manifest)
@@ -365,10 +371,7 @@ def test_a_graph_that_is_kept_is_that_of_the_float32_bundle_and_no_other_is(
     options = ("--compute-type", "int4", "--keep-float32", "head", "--keep-float32", "block_2")
     outcome = export(kept, *options)
     assert outcome.code == 0, outcome.stderr
-    found, quantised, float32 = (
-        {name: data for name, data in contents(folder).items() if name.endswith(".onnx")}
-        for folder in (kept, exported("int4"), bundle)
-    )
+    found, quantised, float32 = (whole_graphs(folder) for folder in (kept, exported("int4"), bundle))
     names = {"head.onnx", "block_2.onnx"}
     assert {name for name, data in found.items() if data == float32[name]} == names
     assert {name for name, data in found.items() if data != quantised[name]} == names | {"step.onnx"}
@@ -423,7 +426,7 @@ def test_an_unknown_compute_type_is_refused_with_those_that_there_are(run: Path,
 def damaged(bundle: Path, exported: Callable[[str], Path], tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Graphs of `int8`, but block 2 is float32 with weights in disorder."""
     folder = tmp_path_factory.mktemp("damaged")
-    for path in exported("int8").glob("*.onnx"):
+    for path in (*exported("int8").glob("*.onnx"), exported("int8") / WEIGHTS_FILE):
         shutil.copyfile(path, folder / path.name)
     graph = onnx.load(bundle / "block_2.onnx")
     generator = np.random.default_rng(1)
@@ -432,6 +435,15 @@ def damaged(bundle: Path, exported: Callable[[str], Path], tmp_path_factory: pyt
             shuffled = generator.permutation(numpy_helper.to_array(tensor), axis=0)
             tensor.CopyFrom(numpy_helper.from_array(shuffled, tensor.name))
     onnx.save(graph, folder / "block_2.onnx")
+    return folder
+
+
+@pytest.fixture(scope="module")
+def float32(bundle: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Graphs of float32 that bring their own weights, as an export compares others with."""
+    folder = tmp_path_factory.mktemp("float32")
+    for name, data in whole_graphs(bundle).items():
+        (folder / name).write_bytes(data)
     return folder
 
 
@@ -501,11 +513,11 @@ def test_choices_are_those_of_each_position_by_itself(
 
 
 def test_the_damaged_graph_is_blamed_first(
-    bundle: Path, damaged: Path, loaded: Bundle, sources: list[list[int]]
+    bundle: Path, float32: Path, damaged: Path, loaded: Bundle, sources: list[list[int]]
 ) -> None:
     full = loaded.policy("full")
     model = loaded.manifest.model
-    found = blame_graphs((bundle, damaged), model, full, sources[:32])
+    found = blame_graphs((float32, damaged), model, full, sources[:32])
     assert sorted(name for name, _ in found) == sorted(set(files_of(loaded)) - {"step.onnx"})
     agreements = [choices.token_agreement for _, choices in found]
     assert agreements == sorted(agreements)
@@ -515,7 +527,7 @@ def test_the_damaged_graph_is_blamed_first(
     assert len(lines) == len(found)
     assert re.fullmatch(r"  block_2\.onnx +same tokens +\d+\.\d\d%   other depths +0\.00%", lines[0])
     # Control: without the damage, nothing is as bad, and nothing is blamed where nothing differs.
-    assert blame_graphs((bundle, bundle), model, full, sources[:8])[0][1].token_agreement == 1
+    assert blame_graphs((float32, bundle), model, full, sources[:8])[0][1].token_agreement == 1
 
 
 def report_of(**changes: float) -> QuantisationReport:
