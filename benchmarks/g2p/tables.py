@@ -1,4 +1,4 @@
-"""Makes the tables of docs/results.md from what measure.py wrote: means over seeds, ± their standard deviation.
+"""Makes the tables of docs/g2p.md from what measure.py wrote: means over seeds, ± their standard deviation.
 
 python benchmarks/g2p/tables.py OUT
 """
