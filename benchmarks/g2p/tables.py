@@ -83,12 +83,12 @@ def trunk_table(measured: Measured, metric: str, digits: int) -> str:
 
 
 def outcome(seeds: Sequence[Mapping[str, Result]], policy: str) -> str:
-    """Lays out what a policy gave: average depth, word error rate, and in brackets how far above the line."""
+    """Lays out what a policy gave: average depth, word and phone error rate, in brackets how far above the line."""
     found = [(seed[policy], above_line(seed[policy], seed)) for seed in seeds if policy in seed]
     if not found:
         return MISSING
-    depth, wer = (statistics.fmean(result[key] for result, _ in found) for key in ("average_depth", "wer"))
-    return f"{depth:.2f}: {wer:.1f} ({spread((gain for _, gain in found), sign='+')})"
+    depth, wer, per = (statistics.fmean(result[key] for result, _ in found) for key in ("average_depth", "wer", "per"))
+    return f"{depth:.2f}: {wer:.1f}, {per:.1f} ({spread((gain for _, gain in found), sign='+')})"
 
 
 def grid_table(measured: Measured) -> str:
@@ -114,7 +114,7 @@ def sweep_table(measured: Measured) -> str:
     rows.append(["confidence", *_cells(seeds, "confidence", grid.CONFIDENCES)])
     width = max(map(len, rows))
     return markdown(
-        ["predictor", *["τ → depth: WER"] * (width - 1)], ([*row, *[""] * (width - len(row))] for row in rows)
+        ["predictor", *["τ → depth: WER, PER"] * (width - 1)], ([*row, *[""] * (width - len(row))] for row in rows)
     )
 
 
