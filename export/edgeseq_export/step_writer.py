@@ -24,6 +24,7 @@ from edgeseq_export.decoder_writer import BlockNames, stop_score, write_block
 from edgeseq_export.graphs import StepGraph
 from edgeseq_export.layer_writer import LayerWriter
 from edgeseq_runtime.arrays import IntArray
+from edgeseq_runtime.places import order_taps
 from edgeseq_runtime.signatures import GraphSignature
 
 
@@ -166,7 +167,7 @@ class _StepWriter:
         writer = self._writer
         if size not in self._orders:
             place = writer.add("Mod", "position", writer.integers(size))
-            self._orders[size] = writer.add("Gather", writer.constant(_tap_places(size, self._heads)), place)
+            self._orders[size] = writer.add("Gather", writer.constant(order_taps(size, self._heads)), place)
         return self._orders[size]
 
 
@@ -174,10 +175,3 @@ def _column_cells(size: int, heads: int) -> IntArray:
     """Cells of a row's columns, two turns of places in falling order, (2 · C · H, 1)."""
     places = -np.arange(2 * size) % size
     return (places[:, None] + size * np.arange(heads)).reshape(-1, 1)
-
-
-def _tap_places(size: int, heads: int) -> IntArray:
-    """The tap that reads each place, by the place of the current position: (C, 1, H, 1, C)."""
-    places = np.arange(size)
-    taps = (places - places[:, None] - 1) % size
-    return np.repeat(taps.reshape(size, 1, 1, 1, size), heads, axis=2)

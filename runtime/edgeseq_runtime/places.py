@@ -137,6 +137,23 @@ class Layout:
         return cells, self._read_places(size, positions)
 
 
+def order_taps(kernel_size: int, heads: int) -> IntArray:
+    """The tap that reads each place of a convolution's ring.
+
+    The last tap reads the place of the current position, as the one before reads the place before.
+
+    Args:
+        kernel_size: Taps K, and cells of the ring.
+        heads: H; the same for all of them.
+
+    Returns:
+        By the place of the current position, (K, 1, H, 1, K).
+    """
+    places = np.arange(kernel_size)
+    orders = (places - places[:, None] - 1) % kernel_size  # (current place, place)
+    return np.repeat(orders.reshape(kernel_size, 1, 1, 1, kernel_size), heads, axis=2)
+
+
 class _TapPlaces:
     """The tap that reads each place of a convolution's ring: (R, 1, H, 1, K)."""
 
@@ -146,14 +163,8 @@ class _TapPlaces:
 
     def __call__(self, kernel_size: int, positions: IntArray) -> IntArray:
         if kernel_size not in self._orders:
-            self._orders[kernel_size] = self._order_taps(kernel_size)
+            self._orders[kernel_size] = order_taps(kernel_size, self._heads)
         return self._orders[kernel_size].take(positions % kernel_size, axis=0)
-
-    def _order_taps(self, kernel_size: int) -> IntArray:
-        """By the place of the current position, which the last tap reads, as the one before reads the place before."""
-        places = np.arange(kernel_size)
-        orders = (places - places[:, None] - 1) % kernel_size  # (current place, place)
-        return np.repeat(orders.reshape(kernel_size, 1, 1, 1, kernel_size), self._heads, axis=2)
 
 
 class _PlaceBias:
