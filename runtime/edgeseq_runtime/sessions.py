@@ -4,6 +4,7 @@ Chooses the execution provider, never silently another than the one asked for, a
 graph's real inputs and outputs with what the engine will feed it.
 """
 
+import os
 import threading
 from collections.abc import Iterable, Mapping
 from functools import cache
@@ -85,6 +86,7 @@ class Graphs:
         self._signatures = {(signature.role, signature.block): signature for signature in signatures}
         self._ready: dict[tuple[GraphRole, int | None], Graph] = {}
         self._making = threading.Lock()
+        self._files = _identify_files(folder)
 
     def __contains__(self, key: tuple[GraphRole, int | None]) -> bool:
         """Whether there is a graph of this role and block."""
@@ -94,7 +96,8 @@ class Graphs:
         """Give the graph of a role and block.
 
         Raises:
-            BundleError: onnxruntime refuses the file, or it is not the graph expected.
+            BundleError: onnxruntime refuses the file, it is not the graph expected, or the bundle is no longer the
+                one that was opened.
             DeviceError: The provider could not be started.
         """
         found = self._ready.get(key)
@@ -102,8 +105,14 @@ class Graphs:
             with self._making:
                 found = self._ready.get(key)  # another thread may have been here
                 if found is None:
+                    self._check_unchanged()
                     found = self._ready[key] = Graph(self._folder, self._signatures[key], self.provider)
         return found
+
+    def _check_unchanged(self) -> None:
+        """Refuse to go on with graphs of another export in the same place."""
+        if _identify_files(self._folder) != self._files:
+            raise BundleError(f"{self._folder} has changed since it was opened: open it again")
 
 
 class Graph:
@@ -234,6 +243,16 @@ class BoundGraph:
 
     def _bind_output(self, name: str, array: AnyArray) -> None:
         self._binding.bind_output(name, "cpu", 0, array.dtype.type, array.shape, array.ctypes.data)
+
+
+def _identify_files(folder: Path) -> dict[str, tuple[int, int, int]]:
+    """Tell graphs and weights from others of the same names: inode, size, and time of the last change."""
+    try:
+        with os.scandir(folder) as entries:
+            found = {entry.name: entry.stat() for entry in entries if entry.name.endswith((".onnx", ".bin"))}
+    except OSError:
+        return {}  # that they are missing is said by who reads them
+    return {name: (stat.st_ino, stat.st_size, stat.st_mtime_ns) for name, stat in found.items()}
 
 
 def _import_onnxruntime() -> ModuleType:

@@ -8,6 +8,7 @@ import pytest
 
 from edgeseq_runtime.bundle import Bundle, load_bundle
 from edgeseq_runtime.engine import Engine
+from edgeseq_runtime.errors import BundleError
 from edgeseq_runtime.policy import DepthPolicy
 from edgeseq_runtime.state import DecoderState
 from edgeseq_runtime.tokenizer import BOS_ID, EOS_ID
@@ -170,3 +171,16 @@ def test_control_arrays_that_are_not_bound_anew_are_seen(plain: Bundle) -> None:
     state.moved = False
     found = feed(engine, state)[0]
     assert not np.array_equal(found, feed(engine, begin(engine, policy, alone=True, source=OTHER))[0])
+
+
+def test_a_bundle_that_is_replaced_while_it_is_open_is_not_mixed_with_the_new_one(tmp_path: Path) -> None:
+    """What is ready goes on; a graph that is wanted only now would be another model's."""
+    write_tiny_bundle(tmp_path / "b")
+    bundle = load_bundle(tmp_path / "b")
+    engine, policy = open_engine(bundle), bundle.policy("full")
+    state = begin(engine, policy, alone=True)
+    (tmp_path / "b").rename(tmp_path / "old")
+    write_tiny_bundle(tmp_path / "b", seed=2)
+    feed(engine, state)
+    with pytest.raises(BundleError, match="b has changed since it was opened: open it again"):
+        feed(engine, engine.encode([SOURCE, OTHER], policy))
