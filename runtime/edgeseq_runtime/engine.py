@@ -189,11 +189,11 @@ class Engine:
         """Run the whole step of the only row."""
         forced = 0 if depths is None else int(depths[0])
         deepest = forced or int(state.limits[0])
-        for block in range(1, deepest + 1):
-            past = state.blocks[block - 1]
-            if not past.all_entered:
-                past.cross = self._enter(state, block, np.zeros(1, dtype=np.int64))
-                state.moved = True
+        if not state.blocks[deepest - 1].all_entered:  # blocks are entered from below
+            for block, past in enumerate(state.blocks[:deepest], start=1):
+                if not past.all_entered:
+                    past.cross = self._enter(state, block, np.zeros(1, dtype=np.int64))
+                    state.moved = True
         return Step(state.logits, alone.step(state, int(tokens[0]), deepest, forced=forced > 0))
 
     def _bound(self, state: DecoderState, role: GraphRole, block: int | None = None) -> BoundGraph:
@@ -206,7 +206,7 @@ class Engine:
         for name, array in (("tokens", tokens), ("depths", depths)):
             if array is not None and array.shape != (state.rows,):
                 raise InputError(f"{name} has the shape {array.shape}, expected ({state.rows},)")
-        if depths is not None and not ((depths >= 0) & (depths <= self.full_depth)).all():
+        if depths is not None and state.rows and not 0 <= depths.min() <= depths.max() <= self.full_depth:
             raise InputError(
                 f"depths are {depths.tolist()}, expected 1 to {self.full_depth}, or 0 for the policy's choice"
             )

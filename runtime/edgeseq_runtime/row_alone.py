@@ -6,7 +6,7 @@ batch shares that time among its rows; a row alone does not have to take it.
 
 import numpy as np
 
-from edgeseq_runtime.arrays import AnyArray, IntArray
+from edgeseq_runtime.arrays import AnyArray, FloatArray, IntArray
 from edgeseq_runtime.policy import LinearStop
 from edgeseq_runtime.sessions import BoundGraph
 from edgeseq_runtime.sinusoids import Sinusoids
@@ -34,7 +34,9 @@ class RowAlone:
         self._position = np.zeros(1, dtype=np.int64)
         self._position_vectors = np.zeros((1, sinusoids.dim), dtype=np.float32)
         self._limits = np.empty_like(stop.limits)
-        self._limited_by = (0, False)
+        # By the deepest block: where the rule decides below it, and where nothing does.
+        self._limits_within = _limits_within(stop.limits)
+        self._limits_at = _limits_within(np.full_like(stop.limits, np.inf))
         self._depth = np.zeros(1, dtype=np.int64)
 
     def step(self, state: DecoderState, token: int, deepest: int, *, forced: bool) -> IntArray:
@@ -56,10 +58,7 @@ class RowAlone:
         self._tokens[0] = token
         self._position[0] = position
         self._position_vectors[0] = self._sinusoids.at(position)
-        if self._limited_by != (deepest, forced):
-            self._limited_by = deepest, forced
-            self._limits[:] = np.inf if forced else self._stop.limits
-            self._limits[deepest - 1 :] = -np.inf
+        self._limits[:] = (self._limits_at if forced else self._limits_within)[deepest - 1]
         if state.moved:
             self._run_first(state)
             state.moved = False
@@ -87,3 +86,9 @@ class RowAlone:
             assert sources is not None, "block 1 is always entered"
             feed |= dict(zip((f"cross_key_{number}", f"cross_value_{number}"), sources, strict=True))
         self._graph.run(held, feed, {"logits": state.logits, "depth": self._depth})
+
+
+def _limits_within(limits: FloatArray) -> FloatArray:
+    """Limits with which no token goes deeper than block 1, 2 ... N: (N, N - 1)."""
+    depths = np.arange(1, len(limits) + 2)[:, None]
+    return np.where(np.arange(1, len(limits) + 1) >= depths, np.float32(-np.inf), limits)
