@@ -163,11 +163,40 @@ class Engine:
         if state.layout.grows:
             state.fit_rings()
         if state.alone is not None:
-            step = self._step_alone(state, state.alone, tokens, depths)
-        else:
-            step = self._run_blocks(state, state.begin_step(), tokens, depths)
+            forced = 0 if depths is None else int(depths[0])
+            deepest = forced or int(state.limits[0])
+            self._enter_alone(state, deepest)
+            depth = state.alone.step(state, int(tokens[0]), deepest, forced=forced > 0)
+            return Step(state.logits, np.array([depth]))
+        step = self._run_blocks(state, state.begin_step(), tokens, depths)
         state.positions = state.positions + 1
         return step
+
+    def run_ahead(
+        self, state: DecoderState, token: int, most: int, never: Sequence[int], depths: Sequence[int] | None = None
+    ) -> tuple[list[int], list[int]] | None:
+        """Decode the only row of a state greedily to its end, where a step is one call.
+
+        Args:
+            state: Advanced by as many positions as tokens are found.
+            token: The token at the row's current position.
+            most: Tokens to find at most.
+            never: Ids that are not chosen.
+            depths: The depth of each of ``most`` tokens, from 1 to N, instead of the policy's choice. None leaves all
+                to it.
+
+        Returns:
+            The tokens found, up to EOS, and the block after which each stopped; None where there are several rows, or
+            where a step takes several calls.
+
+        Raises:
+            DeviceError: onnxruntime fails.
+        """
+        if state.alone is None:
+            return None
+        deepest = [int(state.limits[0])] * most if depths is None else depths
+        self._enter_alone(state, max(deepest))
+        return state.alone.decode(state, token, deepest, never, forced=depths is not None)
 
     def run_graph(self, role: GraphRole, block: int | None, feed: Mapping[str, AnyArray]) -> list[FloatArray]:
         """Run one graph by itself, outside of any decode.
@@ -185,16 +214,13 @@ class Engine:
         """
         return self._graphs[role, block].run(feed)
 
-    def _step_alone(self, state: DecoderState, alone: RowAlone, tokens: IntArray, depths: IntArray | None) -> Step:
-        """Run the whole step of the only row."""
-        forced = 0 if depths is None else int(depths[0])
-        deepest = forced or int(state.limits[0])
+    def _enter_alone(self, state: DecoderState, deepest: int) -> None:
+        """Compute source keys and values of the only row for all blocks up to one."""
         if not state.blocks[deepest - 1].all_entered:  # blocks are entered from below
             for block, past in enumerate(state.blocks[:deepest], start=1):
                 if not past.all_entered:
                     past.cross = self._enter(state, block, np.zeros(1, dtype=np.int64))
                     state.moved = True
-        return Step(state.logits, alone.step(state, int(tokens[0]), deepest, forced=forced > 0))
 
     def _bound(self, state: DecoderState, role: GraphRole, block: int | None = None) -> BoundGraph:
         key = (role, block)

@@ -1,16 +1,20 @@
 """A sentence decoded alone: one graph runs its whole step, and stops by itself.
 
 Between the calls of an engine that runs block after block, Python takes as long as some of the blocks. A
-batch shares that time among its rows; a row alone does not have to take it.
+batch shares that time among its rows; a row alone does not have to take it. Nor what a search does between steps, where
+all it wants is the best token.
 """
+
+from collections.abc import Sequence
 
 import numpy as np
 
-from edgeseq_runtime.arrays import AnyArray, FloatArray, IntArray
+from edgeseq_runtime.arrays import AnyArray, FloatArray
 from edgeseq_runtime.policy import LinearStop
 from edgeseq_runtime.sessions import BoundGraph
 from edgeseq_runtime.sinusoids import Sinusoids
 from edgeseq_runtime.state import DecoderState
+from edgeseq_runtime.tokenizer import EOS_ID
 
 
 class RowAlone:
@@ -39,7 +43,7 @@ class RowAlone:
         self._limits_at = _limits_within(np.full_like(stop.limits, np.inf))
         self._depth = np.zeros(1, dtype=np.int64)
 
-    def step(self, state: DecoderState, token: int, deepest: int, *, forced: bool) -> IntArray:
+    def step(self, state: DecoderState, token: int, deepest: int, *, forced: bool) -> int:
         """Run a step at the row's current position; its logits are then those of the state.
 
         Args:
@@ -49,23 +53,63 @@ class RowAlone:
             forced: Whether it stops there and no sooner.
 
         Returns:
-            (1,), the block after which it stopped.
+            The block after which it stopped.
 
         Raises:
             DeviceError: onnxruntime fails.
         """
         position = int(state.positions[0])
+        self._run(state, token, position, (self._limits_at if forced else self._limits_within)[deepest - 1])
+        state.positions = state.positions + 1
+        state.filled[0] = state.positions
+        return int(self._depth[0])
+
+    def decode(
+        self, state: DecoderState, token: int, deepest: Sequence[int], never: Sequence[int], *, forced: bool
+    ) -> tuple[list[int], list[int]]:
+        """Take the best token of each step to the next, up to EOS.
+
+        Args:
+            state: Of one row, with source keys and values for the greatest of ``deepest`` blocks at least.
+            token: The token at the row's current position.
+            deepest: For each step, as many as are run at most: the block after which its token stops at the latest.
+            never: Ids that are not chosen.
+            forced: Whether tokens stop there and no sooner.
+
+        Returns:
+            The tokens chosen, EOS included, and the block after which each stopped.
+
+        Raises:
+            DeviceError: onnxruntime fails.
+        """
+        limits = self._limits_at if forced else self._limits_within
+        logits, depth = state.logits[0], self._depth
+        tokens: list[int] = []
+        depths: list[int] = []
+        for position, most in enumerate(deepest, start=int(state.positions[0])):
+            self._run(state, token, position, limits[most - 1])
+            for piece in never:
+                logits[piece] = -np.inf
+            token = int(logits.argmax())
+            tokens.append(token)
+            depths.append(int(depth[0]))
+            if token == EOS_ID:
+                break
+        state.positions = state.positions + len(tokens)
+        state.filled[0] = state.positions
+        return tokens, depths
+
+    def _run(self, state: DecoderState, token: int, position: int, limits: FloatArray) -> None:
+        """Run the graph at a position."""
         self._tokens[0] = token
         self._position[0] = position
         self._position_vectors[0] = self._sinusoids.at(position)
-        self._limits[:] = (self._limits_at if forced else self._limits_within)[deepest - 1]
+        self._limits[:] = limits
         if state.moved:
             self._run_first(state)
             state.moved = False
         else:
             self._graph.run_again()
-        state.filled[0] = position + 1
-        return self._depth.copy()
 
     def _run_first(self, state: DecoderState) -> None:
         """Bind the state's tensors where they are, and run."""

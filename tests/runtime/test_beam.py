@@ -66,6 +66,9 @@ class Paths:
         logits = [logits_after(path[0], path[2:]) for path in state]
         return Scored(np.stack(logits), np.array([depth_after(path[2:]) for path in state]))
 
+    def run_ahead(self, *arguments: object) -> None:
+        """Every step is asked for."""
+
 
 def naive(source: int, limit: int, options: BeamOptions) -> list[NaiveHypothesis]:
     def score_next(paths: list[list[int]], used: list[list[int]]) -> tuple[list[list[float]], list[int]]:
