@@ -117,7 +117,7 @@ class Engine:
         whole_step = ("step", None) in self._graphs and self.provider == CPU_PROVIDER
         if len(sources) == 1 and policy.linear_stop is not None and whole_step:
             graph = self._bound(state, "step")
-            state.alone = RowAlone(graph, policy.linear_stop, self._sinusoids)
+            state.alone = RowAlone(graph, policy.linear_stop, self._never, self._sinusoids)
         return state
 
     def adopt(self, state: DecoderState, rows: IntArray, other: DecoderState, other_rows: IntArray) -> None:
@@ -242,12 +242,12 @@ class Engine:
 
         No work is wasted on padding, and no sentence meets a padding that depends on its mates.
         """
-        groups = [np.flatnonzero(padded == length) for length in np.unique(padded)]
-        if len(groups) == 1 and padded.sum() <= ENCODER_TOKENS:
-            return self._run_encoder(sources, lengths, int(padded[0]))
-        memory = np.zeros((len(sources), int(padded.max()), self._dim), dtype=np.float32)
-        for group in groups:
-            length = int(padded[group[0]])
+        longest = int(padded.max())
+        if longest == padded.min() and longest * len(sources) <= ENCODER_TOKENS:
+            return self._run_encoder(sources, lengths, longest)
+        memory = np.zeros((len(sources), longest, self._dim), dtype=np.float32)
+        for length in np.unique(padded).tolist():
+            group = np.flatnonzero(padded == length)
             size = max(1, ENCODER_TOKENS // length)
             for start in range(0, len(group), size):
                 rows = group[start : start + size]

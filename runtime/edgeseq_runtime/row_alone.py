@@ -23,24 +23,23 @@ class RowAlone:
     It reads and writes the same state as the graphs of single blocks, and either may take the next step.
     """
 
-    def __init__(self, graph: BoundGraph, stop: LinearStop, sinusoids: Sinusoids) -> None:
+    def __init__(self, graph: BoundGraph, stop: LinearStop, never: LinearStop, sinusoids: Sinusoids) -> None:
         """Make room for what changes from step to step.
 
         Args:
             graph: The graph, on the CPU.
             stop: Says after which block tokens stop.
+            never: Says nothing, for tokens whose depth is given.
             sinusoids: Position vectors.
         """
         self._graph = graph
         self._stop = stop
+        self._never = never
         self._sinusoids = sinusoids
         self._tokens = np.zeros(1, dtype=np.int64)
         self._position = np.zeros(1, dtype=np.int64)
         self._position_vectors = np.zeros((1, sinusoids.dim), dtype=np.float32)
         self._limits = np.empty_like(stop.limits)
-        # By the deepest block: where the rule decides below it, and where nothing does.
-        self._limits_within = _limits_within(stop.limits)
-        self._limits_at = _limits_within(np.full_like(stop.limits, np.inf))
         self._depth = np.zeros(1, dtype=np.int64)
 
     def step(self, state: DecoderState, token: int, deepest: int, *, forced: bool) -> int:
@@ -59,7 +58,7 @@ class RowAlone:
             DeviceError: onnxruntime fails.
         """
         position = int(state.positions[0])
-        self._run(state, token, position, (self._limits_at if forced else self._limits_within)[deepest - 1])
+        self._run(state, token, position, (self._never if forced else self._stop).within[deepest - 1])
         state.positions = state.positions + 1
         state.filled[0] = state.positions
         return int(self._depth[0])
@@ -82,7 +81,7 @@ class RowAlone:
         Raises:
             DeviceError: onnxruntime fails.
         """
-        limits = self._limits_at if forced else self._limits_within
+        limits = (self._never if forced else self._stop).within
         logits, depth = state.logits[0], self._depth
         tokens: list[int] = []
         depths: list[int] = []
@@ -130,9 +129,3 @@ class RowAlone:
             assert sources is not None, "block 1 is always entered"
             feed |= dict(zip((f"cross_key_{number}", f"cross_value_{number}"), sources, strict=True))
         self._graph.run(held, feed, {"logits": state.logits, "depth": self._depth})
-
-
-def _limits_within(limits: FloatArray) -> FloatArray:
-    """Limits with which no token goes deeper than block 1, 2 ... N: (N, N - 1)."""
-    depths = np.arange(1, len(limits) + 2)[:, None]
-    return np.where(np.arange(1, len(limits) + 1) >= depths, np.float32(-np.inf), limits)
