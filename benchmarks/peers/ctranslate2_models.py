@@ -9,10 +9,10 @@ from __future__ import annotations
 import os
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Literal
 
 os.environ.setdefault("CT2_USE_MKL", "0")  # read when the library is loaded; MKL is far slower on AMD
 
-import click
 import numpy as np
 import torch
 from ctranslate2.specs import common_spec, transformer_spec
@@ -20,14 +20,13 @@ from numpy.typing import NDArray
 from torch import nn
 
 from edgeseq.models import Seq2Seq
-from edgeseq.modules import DecoderBlock, EncoderBlock, SelfAttention
+from edgeseq.modules import DecoderBlock, EncoderBlock
 from edgeseq.modules.embedding import sinusoid
-from edgeseq.training.run import load_run
 from edgeseq_export.random_models import RandomSizes
-from edgeseq_runtime.tokenizer import Tokenizer
+from transformer_modules import POSITIONS, decoder_blocks, encoder_blocks, load_transformer, mixer_of
 
-POSITIONS = 1100
 HEAD_DIM = 64
+ComputeType = Literal["int8", "float32"]
 SPECIAL_PIECES = ("<blank>", "<unk>", "<s>", "</s>")
 
 Weights = Iterator[tuple[NDArray[np.float32], NDArray[np.float32]]]
@@ -60,53 +59,32 @@ def write_random_transformer(folder: Path, sizes: RandomSizes) -> None:
         draw(dim, sizes.vocab_size)[0],
         layers(sizes.encoder_blocks, self_attention + feed_forward),
         layers(sizes.decoder_blocks, self_attention + cross_attention + feed_forward),
+        "int8",
     )
 
 
 @torch.no_grad()
-def convert_run(run: Path, folder: Path) -> None:
-    """Writes CTranslate2's int8 model of a finished training run.
+def convert_run(run: Path, folder: Path, compute_type: ComputeType) -> None:
+    """Writes CTranslate2's model of a finished training run.
 
     Raises:
         click.ClickException: the run's model is not of the kind that can be converted.
     """
-    config, tokenizer, model = load_run(run)
-    _check(model, run)
+    tokenizer, model = load_transformer(run)
     _write(
         folder,
         tokenizer.pieces(list(range(tokenizer.vocab_size))),
         (len(model.encoder.blocks), len(model.decoder.blocks)),
-        config.model.attention_heads,
+        mixer_of(encoder_blocks(model)[0]).heads,
         model.decoder.embedding.table.weight.numpy(),
         _encoder_weights(model),
         _decoder_weights(model),
+        compute_type,
     )
-
-
-def pieces_of(tokenizer: Tokenizer, line: str) -> list[str]:
-    """A line as a converted model reads it."""
-    return [*tokenizer.pieces(tokenizer.encode(line)), "</s>"]
-
-
-def _check(model: Seq2Seq, run: Path) -> None:
-    blocks = [*model.encoder.blocks, *model.decoder.blocks]
-    ordinary = all(
-        isinstance(block, EncoderBlock | DecoderBlock)
-        and isinstance(block.mixer, SelfAttention)
-        and not block.mixer.window
-        and block.mixer_norm.placement == "pre"
-        for block in blocks
-    )
-    tables = {id(model.decoder.embedding.table.weight), id(model.encoder.embedding.table.weight)}
-    if not ordinary or len({*tables, id(model.decoder.exit_heads.weight(1))}) > 1:
-        raise click.ClickException(
-            f"{run} is not a pre-norm Transformer with unlimited self-attention and one table; only those are converted"
-        )
 
 
 def _encoder_weights(model: Seq2Seq) -> Weights:
-    for block in model.encoder.blocks:
-        assert isinstance(block, EncoderBlock)
+    for block in encoder_blocks(model):
         yield from _self_attention(block)
         yield from _feed_forward(block)
     assert isinstance(model.encoder.norm, nn.LayerNorm)
@@ -114,8 +92,7 @@ def _encoder_weights(model: Seq2Seq) -> Weights:
 
 
 def _decoder_weights(model: Seq2Seq) -> Weights:
-    for block in model.decoder.blocks:
-        assert isinstance(block, DecoderBlock)
+    for block in decoder_blocks(model):
         yield from _self_attention(block)
         attention = block.cross_attention
         yield _pair(block.cross_norm.norm)
@@ -128,8 +105,7 @@ def _decoder_weights(model: Seq2Seq) -> Weights:
 
 
 def _self_attention(block: EncoderBlock | DecoderBlock) -> Weights:
-    mixer = block.mixer
-    assert isinstance(mixer, SelfAttention)
+    mixer = mixer_of(block)
     yield _pair(block.mixer_norm.norm)
     yield _fused(mixer.query_projection, mixer.key_projection, mixer.value_projection)
     yield _pair(mixer.output_projection)
@@ -160,6 +136,7 @@ def _write(
     table: NDArray[np.float32],
     encoder_weights: Weights,
     decoder_weights: Weights,
+    compute_type: ComputeType,
 ) -> None:
     """Fills a specification; weights come in the order in which a block uses them, a stack's own norm last."""
     spec = transformer_spec.TransformerSpec.from_config(
@@ -184,7 +161,7 @@ def _write(
         assert next(weights, None) is None, "there are more weights than layers"
     spec.config.layer_norm_epsilon = 1e-5
     spec.validate()
-    spec.optimize(quantization="int8")
+    spec.optimize(quantization=compute_type)
     folder.mkdir(parents=True)
     spec.save(str(folder))
 

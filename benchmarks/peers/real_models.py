@@ -1,186 +1,182 @@
-r"""Real models on a test set: bundles of edgeseq, and CTranslate2's int8 Transformers of training runs of edgeseq.
+r"""Real models on a test set: bundles of edgeseq, and Transformers of training runs of edgeseq in other systems.
 
-Each contestant translates the same text, in turn, one thread each: quality and speed per batch size and beam; then in a
-fresh process each (on Linux), time to load, the time that half of the sentences and 19 in 20 stay below when they
-come alone, and peak memory. CTranslate2 uses oneDNN: MKL is far slower on AMD, and would be the better choice on Intel.
+Each contestant has a process of its own. All translate the same text in turn, round after round: the first --sentences
+lines one by one, then all in batches. Quality is that of the largest batches. A sentence's time is its median over
+rounds; loading ends with the first sentence; peak memory is that after the first round.
+
+Afterwards --out holds table.md, results.json and quality_latency.svg, and in models/ the rivals' forms of the runs, which
+are used again the next time.
 
     pip install -r benchmarks/peers/requirements.txt
-    python benchmarks/peers/real_models.py --bundle int8.bundle --depth full --depth adaptive \
-        --transformer runs/6-6 --transformer runs/6-2 --src test.en --ref test.de
+    python benchmarks/peers/real_models.py --edgeseq int8.bundle full --edgeseq int8.bundle 3 \
+        --rival ctranslate2-int8 runs/6-6 --rival ctranslate2-int8 runs/6-2 --rival onnxruntime-int8 runs/6-6 \
+        --src test.en --ref test.de --out runs/fight
 """
 
 from __future__ import annotations
 
-import gc
-import multiprocessing
+import contextlib
 import os
-import statistics
-import tempfile
-import time
-from collections.abc import Callable
+import platform
+from collections.abc import Sequence
 from dataclasses import dataclass
+from importlib import metadata
 from pathlib import Path
 
-os.environ["OMP_NUM_THREADS"] = "1"
-os.environ.setdefault("CT2_USE_MKL", "0")  # read when the library is loaded
+os.environ["OMP_NUM_THREADS"] = "1"  # whoever may use more says so
 
 import click
 import numpy as np
 
-Translate = Callable[[list[str], int, int], list[str]]
-"""Lines, batch size and beam size to translations."""
+from contestants import RIVALS, Contestant, prepare_rival
+from install_size import install_size, size_on_disk
+from plot import draw
+from results import Costs, Report, Result, Speed, save, tables
+from workers import Answer, Worker
 
-LATENCY_SENTENCES = 300
+EXISTING = click.Path(exists=True, path_type=Path)
 
 
 @dataclass(frozen=True)
-class Contestant:
-    """Something that translates. Is sent to other processes."""
+class Plan:
+    """What all contestants do."""
 
-    name: str
-    model: Path
-    """A bundle, or CTranslate2's folder with tokenizer.model beside it."""
-    depth: str | None
-    """Of a bundle; None for CTranslate2."""
+    sources: list[str]
+    references: list[str]
+    sentences: int
+    batch_sizes: tuple[int, ...]
+    beam_sizes: tuple[int, ...]
+    rounds: int
 
-    def load(self) -> Translate:
-        """Makes it ready."""
-        return _load_bundle(self.model, self.depth) if self.depth else _load_transformer(self.model)
-
-
-def _load_bundle(model: Path, depth: str) -> Translate:
-    from edgeseq_runtime import Translator
-
-    translator = Translator(model, depth=depth, device="cpu")
-
-    def translate(lines: list[str], batch_size: int, beam_size: int) -> list[str]:
-        return [found.text for found in translator.translate(lines, batch_size=batch_size, beam=beam_size)]
-
-    return translate
+    def lines(self, batch_size: int) -> list[str]:
+        """What is translated in batches of a size."""
+        return self.sources[: self.sentences] if batch_size == 1 else self.sources
 
 
-def _load_transformer(model: Path) -> Translate:
-    import ctranslate2
+def measure(contestants: Sequence[Contestant], threads: int, plan: Plan) -> tuple[list[Result], list[Costs]]:
+    """Loads all contestants, and lets them translate in turn."""
+    from edgeseq.evaluation.scores import score_corpus
 
-    from edgeseq_runtime.tokenizer import Tokenizer
-
-    translator = ctranslate2.Translator(str(model), device="cpu", compute_type="int8", inter_threads=1, intra_threads=1)
-    tokenizer = Tokenizer(model / "tokenizer.model")
-    ids = {piece: number for number, piece in enumerate(tokenizer.pieces(list(range(tokenizer.vocab_size))))}
-
-    def translate(lines: list[str], batch_size: int, beam_size: int) -> list[str]:
-        sources = [[*tokenizer.pieces(tokenizer.encode(line)), "</s>"] for line in lines]
-        found = translator.translate_batch(
-            sources, beam_size=beam_size, max_batch_size=batch_size, max_decoding_length=128
-        )
-        return [tokenizer.decode([ids[piece] for piece in result.hypotheses[0]]) for result in found]
-
-    return translate
-
-
-def time_in_turn(
-    loaded: dict[str, Translate], lines: list[str], batch_size: int, beam_size: int, rounds: int
-) -> dict[str, float]:
-    """Median seconds of each over the lines, after a round that does not count."""
-    seconds: dict[str, list[float]] = {name: [] for name in loaded}
-    for number in range(rounds + 1):
-        for name, translate in loaded.items():
-            started = time.perf_counter()
-            if batch_size == 1:
-                for line in lines:
-                    translate([line], 1, beam_size)
-            else:
-                translate(lines, batch_size, beam_size)
-            if number:
-                seconds[name].append(time.perf_counter() - started)
-    return {name: statistics.median(values) for name, values in seconds.items()}
+    results: list[Result] = []
+    costs: list[Costs] = []
+    with contextlib.ExitStack() as stack:
+        workers = [stack.enter_context(Worker(each, threads, plan.sources[0])) for each in contestants]
+        for beam_size in plan.beam_sizes:
+            speeds: list[list[Speed]] = [[] for _ in workers]
+            for batch_size in sorted(plan.batch_sizes):
+                lines = plan.lines(batch_size)
+                warm = [worker.translate(lines, batch_size, beam_size) for worker in workers]
+                if not costs:
+                    costs = [measure_costs(*pair, threads) for pair in zip(contestants, workers, strict=True)]
+                answers: list[list[Answer]] = [[] for _ in workers]
+                for _ in range(plan.rounds):
+                    for found, worker in zip(answers, workers, strict=True):
+                        found.append(worker.translate(lines, batch_size, beam_size))
+                for each, found in zip(speeds, answers, strict=True):
+                    each.append(measure_speed(found, lines, batch_size))
+            for contestant, answer, each in zip(contestants, warm, speeds, strict=True):
+                translations = [one.text for one in answer.translations]
+                scores = score_corpus(translations, plan.references[: len(translations)])
+                names = (contestant.system, contestant.model, contestant.depth)
+                results.append(Result(*names, threads, beam_size, scores.bleu, scores.chrf, each))
+    return results, costs
 
 
-def alone(contestant: Contestant, lines: list[str]) -> tuple[float, list[float], float]:
-    """Seconds to load, seconds of each sentence, and peak memory in MiB; to be called in a process of its own."""
-    started = time.perf_counter()
-    translate = contestant.load()
-    loading = time.perf_counter() - started
-    seconds = []
-    for line in lines:
-        started = time.perf_counter()
-        translate([line], 1, 1)
-        seconds.append(time.perf_counter() - started)
-    return loading, seconds, peak_memory()
+def measure_speed(answers: Sequence[Answer], lines: Sequence[str], batch_size: int) -> Speed:
+    """Puts rounds together by their medians."""
+    seconds = np.median([answer.seconds for answer in answers], axis=0)
+    p50, p95 = map(float, np.percentile(1000 * seconds, [50, 95]))
+    return Speed(
+        batch_size,
+        words_per_second=sum(len(line.split()) for line in lines) / float(seconds.sum()),
+        tokens_per_second=sum(one.pieces for one in answers[-1].translations) / float(seconds.sum()),
+        p50_ms=p50 if batch_size == 1 else None,
+        p95_ms=p95 if batch_size == 1 else None,
+    )
 
 
-def peak_memory() -> float:
-    """Of this process, in MiB; not that of the process that has started it, which getrusage tells of."""
-    status = Path("/proc/self/status").read_text(encoding="utf-8")
-    return int(status.partition("VmHWM:")[2].split()[0]) / 1024
+def measure_costs(contestant: Contestant, worker: Worker, threads: int) -> Costs:
+    """Of a contestant that has translated for a while."""
+    return Costs(
+        contestant.system,
+        contestant.model,
+        contestant.depth,
+        threads,
+        load_ms=1000 * worker.load_seconds,
+        memory_mib=worker.peak_memory(),
+        disk_mib=size_on_disk(contestant.folder),
+        install_mib=install_size(contestant.packages),
+    )
 
 
-def size_on_disk(folder: Path) -> float:
-    """In MiB."""
-    return sum(path.stat().st_size for path in folder.rglob("*") if path.is_file()) / 2**20
+def machine() -> str:
+    """The processor, as the system calls it."""
+    cpuinfo = Path("/proc/cpuinfo").read_text(encoding="utf-8")
+    name = cpuinfo.partition("model name")[2].partition(":")[2].partition("\n")[0].strip()
+    return f"{name or platform.processor()}, {os.cpu_count()} cores, {platform.system()}"
+
+
+def versions(contestants: Sequence[Contestant]) -> dict[str, str]:
+    """Of the packages that translate."""
+    names = sorted({package.partition("[")[0] for contestant in contestants for package in contestant.packages})
+    return {"Python": platform.python_version(), **{name: metadata.version(name) for name in names}}
 
 
 @click.command(help=__doc__)
-@click.option("--bundle", "bundles", type=click.Path(exists=True, path_type=Path), multiple=True, required=True)
-@click.option("--depth", "depths", multiple=True, default=("full", "adaptive"), show_default=True)
-@click.option("--transformer", "runs", type=click.Path(exists=True, path_type=Path), multiple=True, required=True)
-@click.option("--src", type=click.Path(exists=True, path_type=Path), required=True)
-@click.option("--ref", type=click.Path(exists=True, path_type=Path), required=True)
+@click.option("--edgeseq", "bundles", type=(EXISTING, str), multiple=True, metavar="BUNDLE DEPTH")
+@click.option(
+    "--rival",
+    "rivals",
+    type=(click.Choice(list(RIVALS)), EXISTING),
+    multiple=True,
+    metavar="SYSTEM RUN",
+    help=f"SYSTEM is {', '.join(RIVALS)}.",
+)
+@click.option("--src", type=EXISTING, required=True)
+@click.option("--ref", type=EXISTING, required=True)
+@click.option("--threads", type=int, multiple=True, default=(1,), show_default=True)
 @click.option("--batch-size", "batch_sizes", type=int, multiple=True, default=(1, 32), show_default=True)
-@click.option("--beam-size", "beam_sizes", type=int, multiple=True, default=(1, 4), show_default=True)
-@click.option("--sentences", type=int, default=300, show_default=True, help="Sentences of a timed round.")
-@click.option("--rounds", type=int, default=5, show_default=True)
+@click.option("--beam-size", "beam_sizes", type=int, multiple=True, default=(1,), show_default=True)
+@click.option("--sentences", type=int, default=300, show_default=True, help="Translated one by one.")
+@click.option("--rounds", type=int, default=3, show_default=True, help="After one that does not count.")
+@click.option("--out", type=click.Path(path_type=Path), required=True, help="Folder of all that is made.")
 def main(
-    bundles: tuple[Path, ...],
-    depths: tuple[str, ...],
-    runs: tuple[Path, ...],
+    bundles: tuple[tuple[Path, str], ...],
+    rivals: tuple[tuple[str, Path], ...],
     src: Path,
     ref: Path,
+    threads: tuple[int, ...],
     batch_sizes: tuple[int, ...],
     beam_sizes: tuple[int, ...],
     sentences: int,
     rounds: int,
+    out: Path,
 ) -> None:
-    """Measures and prints tables in Markdown; the module's description is the command's help."""
-    from ctranslate2_models import convert_run
+    """Measures; the module's description is the command's help."""
     from edgeseq.data.text import read_parallel
     from edgeseq.evaluation.scores import score_corpus
 
     sources, references = map(list, zip(*read_parallel(src, ref), strict=True))
-    with tempfile.TemporaryDirectory() as name:
-        contestants = []
-        for run in runs:
-            folder = Path(name) / run.name
-            convert_run(run, folder)
-            (folder / "tokenizer.model").write_bytes((run / "tokenizer.model").read_bytes())
-            contestants.append(Contestant(f"CTranslate2 int8 {run.name}", folder, None))
-        contestants += [
-            Contestant(f"edgeseq {bundle.stem} {depth}", bundle, depth) for bundle in bundles for depth in depths
-        ]
-        loaded = {contestant.name: contestant.load() for contestant in contestants}
-        gc.freeze()  # the collector would walk over all that torch has loaded in the middle of a decode
-        click.echo(
-            "| system | beam | BLEU | chrF | " + " | ".join(f"batch {n}, sentences/s" for n in batch_sizes) + " |"
-        )
-        click.echo("|---" * (4 + len(batch_sizes)) + "|")
-        for beam_size in beam_sizes:
-            seconds = {n: time_in_turn(loaded, sources[:sentences], n, beam_size, rounds) for n in batch_sizes}
-            for system, translate in loaded.items():
-                scores = score_corpus(translate(sources, 32, beam_size), references)
-                speeds = " | ".join(f"{sentences / seconds[n][system]:,.0f}" for n in batch_sizes)
-                click.echo(f"| {system} | {beam_size} | {scores.bleu:.2f} | {scores.chrf:.2f} | {speeds} |")
-        click.echo(
-            "\n| system | load, ms | p50, ms | p95, ms | peak memory, MiB | on disk, MiB |\n|---|---|---|---|---|---|"
-        )
-        context = multiprocessing.get_context("spawn")
-        for contestant in contestants:
-            with context.Pool(1) as pool:
-                loading, times, memory = pool.apply(alone, (contestant, sources[:LATENCY_SENTENCES]))
-            middle, late = np.percentile(times, [50, 95])
-            click.echo(
-                f"| {contestant.name} | {1000 * loading:.0f} | {1000 * middle:.2f} | {1000 * late:.2f} "
-                f"| {memory:.0f} | {size_on_disk(contestant.model):.1f} |"
-            )
+    contestants = [Contestant("edgeseq", bundle.stem, depth, bundle) for bundle, depth in bundles]
+    contestants += [prepare_rival(system, run, out / "models") for system, run in rivals]
+    if not contestants:
+        raise click.UsageError("nobody takes part: name --edgeseq BUNDLE DEPTH or --rival SYSTEM RUN")
+    plan = Plan(sources, references, sentences, batch_sizes, beam_sizes, rounds)
+    results: list[Result] = []
+    costs: list[Costs] = []
+    for number in threads:
+        found = measure(contestants, number, plan)
+        results += found[0]
+        costs += found[1]
+    signatures = score_corpus(sources, sources)
+    report = Report(
+        machine(), versions(contestants), signatures.bleu_signature, signatures.chrf_signature, results, costs
+    )
+    out.mkdir(parents=True, exist_ok=True)
+    save(report, out / "results.json")
+    (out / "table.md").write_text(tables(report), encoding="utf-8")
+    draw(report, out / "quality_latency.svg")
+    click.echo(tables(report))
 
 
 if __name__ == "__main__":

@@ -1,0 +1,118 @@
+"""Who takes part: edgeseq's bundles at their depths, and Transformers in the systems that can run them."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import partial
+from importlib import metadata
+from pathlib import Path
+
+import click
+
+import ctranslate2_system
+import edgeseq_system
+import onnxruntime_system
+import torch_system
+from translations import Translate
+
+
+@dataclass(frozen=True)
+class Rival:
+    """A system that runs the Transformer of a training run."""
+
+    write: Callable[[Path, Path], None]
+    """Makes of a run a folder, in the system's own form."""
+    load: Callable[[Path, int], Translate]
+    """Makes such a folder ready, on so many threads."""
+    packages: tuple[str, ...]
+    """What has to be installed to translate."""
+    requirements: str = "benchmarks/peers/requirements.txt"
+    """Names them, and what `write` needs."""
+
+    def check_installed(self, name: str) -> None:
+        """Refuses what could only fail later.
+
+        Raises:
+            click.ClickException: a package is missing.
+        """
+        for package in self.packages:
+            try:
+                metadata.distribution(package)
+            except metadata.PackageNotFoundError as error:
+                raise click.ClickException(
+                    f"{name} needs {package}, which is not installed: pip install -r {self.requirements}"
+                ) from error
+
+
+RIVALS = {
+    **{
+        f"ctranslate2-{compute_type}": Rival(
+            partial(ctranslate2_system.write, compute_type=compute_type),
+            partial(ctranslate2_system.load, compute_type=compute_type),
+            ("ctranslate2", "sentencepiece"),
+        )
+        for compute_type in ("int8", "float32")
+    },
+    **{
+        f"onnxruntime-{compute_type}": Rival(
+            partial(onnxruntime_system.write, compute_type=compute_type),
+            onnxruntime_system.load,
+            ("onnxruntime", "numpy", "sentencepiece"),
+        )
+        for compute_type in ("int8", "float32")
+    },
+    "torch-eager": Rival(torch_system.write_eager, torch_system.load_eager, ("torch", "numpy", "sentencepiece")),
+    "torch-compiled": Rival(
+        torch_system.write_compiled, torch_system.load_compiled, ("torch", "numpy", "sentencepiece")
+    ),
+}
+
+
+@dataclass(frozen=True)
+class Contestant:
+    """Something that translates. Is sent to a process of its own."""
+
+    system: str
+    """`edgeseq`, or one of RIVALS."""
+    model: str
+    depth: str
+    """Of a bundle; empty for rivals."""
+    folder: Path
+    """What is loaded."""
+
+    @property
+    def packages(self) -> tuple[str, ...]:
+        """What has to be installed to translate."""
+        return RIVALS[self.system].packages if self.system in RIVALS else ("edgeseq[cpu]",)
+
+    def load(self, threads: int) -> Translate:
+        """Makes it ready."""
+        if self.system in RIVALS:
+            return RIVALS[self.system].load(self.folder, threads)
+        return edgeseq_system.load(self.folder, self.depth, threads)
+
+    def __str__(self) -> str:
+        """As messages call it."""
+        return " ".join(filter(None, (self.system, self.model, self.depth)))
+
+
+def prepare_rival(system: str, run: Path, models: Path) -> Contestant:
+    """Makes a system's form of a run, unless an earlier call has.
+
+    Args:
+        system: one of RIVALS.
+        run: a finished training run.
+        models: where folders are made.
+
+    Raises:
+        click.ClickException: a package is missing, or the run is no Transformer that others can run.
+    """
+    rival = RIVALS[system]
+    rival.check_installed(system)
+    folder = models / f"{run.name}.{system}"
+    if not folder.exists():
+        unfinished = folder.with_name(f"{folder.name}.unfinished")
+        rival.write(run, unfinished)
+        unfinished.rename(folder)
+    return Contestant(system, run.name, "", folder)
