@@ -102,7 +102,7 @@ def _translate(
     found: list[list[int]] = [[] for _ in lines]
     decoder = _CachedDecoder(model)
     policy = cast("DepthPolicy", None)  # there is one depth
-    for batch in _batches([len(source) for source in sources], batch_size):
+    for batch in batches([len(source) for source in sources], batch_size):
         chosen = [sources[index] for index in batch]
         limits = [output_limit(len(source)) for source in chosen]
         if beam_size == 1:
@@ -114,7 +114,8 @@ def _translate(
     return [Translated(tokenizer.decode(tokens), len(tokens)) for tokens in found]
 
 
-def _batches(lengths: list[int], batch_size: int) -> Iterator[list[int]]:
+def batches(lengths: list[int], batch_size: int) -> Iterator[list[int]]:
+    """Indices of lines of similar length, the longest first."""
     order = sorted(range(len(lengths)), key=lengths.__getitem__, reverse=True)
     for start in range(0, len(order), batch_size):
         yield order[start : start + batch_size]

@@ -13,6 +13,7 @@ import click
 import ctranslate2_system
 import edgeseq_system
 import onnxruntime_system
+import optimum_system
 import torch_system
 from translations import Translate
 
@@ -38,7 +39,7 @@ class Rival:
         """
         for package in self.packages:
             try:
-                metadata.distribution(package)
+                metadata.distribution(package.partition("[")[0])
             except metadata.PackageNotFoundError as error:
                 raise click.ClickException(
                     f"{name} needs {package}, which is not installed: pip install -r {self.requirements}"
@@ -66,6 +67,15 @@ RIVALS = {
     "torch-compiled": Rival(
         torch_system.write_compiled, torch_system.load_compiled, ("torch", "numpy", "sentencepiece")
     ),
+    **{
+        f"optimum-{compute_type}": Rival(
+            partial(optimum_system.write, compute_type=compute_type),
+            optimum_system.load,
+            ("optimum-onnx[onnxruntime]", "sentencepiece"),
+            "benchmarks/peers/requirements-optimum.txt",
+        )
+        for compute_type in ("int8", "float32")
+    },
 }
 
 

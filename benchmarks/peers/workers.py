@@ -62,7 +62,8 @@ class Worker:
     def translate(self, lines: list[str], batch_size: int, beam_size: int) -> Answer:
         """Translates: line by line where the batch size is 1, else all lines in one call."""
         self._connection.send((lines, batch_size, beam_size))
-        return self._receive()
+        answer: Answer = self._receive()
+        return answer
 
     def peak_memory(self) -> float:
         """So far, of the process and those it has started, in MiB; only Linux tells."""
