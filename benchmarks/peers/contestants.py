@@ -28,6 +28,8 @@ class Rival:
     """Makes such a folder ready, on so many threads."""
     packages: tuple[str, ...]
     """What has to be installed to translate."""
+    shares_batches: bool = False
+    """Whether it divides batches between threads by itself; where not, several processes do, as edgeseq does it."""
     requirements: str = "benchmarks/peers/requirements.txt"
     """Names them, and what `write` needs."""
 
@@ -52,6 +54,7 @@ RIVALS = {
             partial(ctranslate2_system.write, compute_type=compute_type),
             partial(ctranslate2_system.load, compute_type=compute_type),
             ("ctranslate2", "sentencepiece"),
+            shares_batches=True,
         )
         for compute_type in ("int8", "float32")
     },
@@ -72,7 +75,7 @@ RIVALS = {
             partial(optimum_system.write, compute_type=compute_type),
             optimum_system.load,
             ("optimum-onnx[onnxruntime]", "sentencepiece"),
-            "benchmarks/peers/requirements-optimum.txt",
+            requirements="benchmarks/peers/requirements-optimum.txt",
         )
         for compute_type in ("int8", "float32")
     },
@@ -95,6 +98,11 @@ class Contestant:
     def packages(self) -> tuple[str, ...]:
         """What has to be installed to translate."""
         return RIVALS[self.system].packages if self.system in RIVALS else ("edgeseq[cpu]",)
+
+    @property
+    def shares_batches(self) -> bool:
+        """Whether it divides batches between threads by itself."""
+        return self.system not in RIVALS or RIVALS[self.system].shares_batches
 
     def load(self, threads: int) -> Translate:
         """Makes it ready."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import gc
 import multiprocessing
 import time
@@ -61,7 +62,15 @@ class Worker:
 
     def translate(self, lines: list[str], batch_size: int, beam_size: int) -> Answer:
         """Translates: line by line where the batch size is 1, else all lines in one call."""
+        self.begin(lines, batch_size, beam_size)
+        return self.finish()
+
+    def begin(self, lines: list[str], batch_size: int, beam_size: int) -> None:
+        """Lets it translate while something else is done."""
         self._connection.send((lines, batch_size, beam_size))
+
+    def finish(self) -> Answer:
+        """Waits for what was begun."""
         answer: Answer = self._receive()
         return answer
 
@@ -88,17 +97,34 @@ def _serve(connection: Connection, contestant: Contestant, threads: int, first_l
     translate([first_line], 1, 1)
     connection.send(time.perf_counter() - started)
     gc.freeze()  # the collector would walk over all that torch has loaded in the middle of a decode
-    while True:
-        try:
-            lines, batch_size, beam_size = connection.recv()
-        except EOFError:
-            return
-        connection.send(_timed(translate, lines, batch_size, beam_size))
+    with contextlib.ExitStack() as stack:
+        in_batches = translate
+        while True:
+            try:
+                lines, batch_size, beam_size = connection.recv()
+            except EOFError:
+                return
+            if batch_size > 1 and threads > 1 and not contestant.shares_batches and in_batches is translate:
+                in_batches = _share([stack.enter_context(Worker(contestant, 1, first_line)) for _ in range(threads)])
+            parts = [[line] for line in lines] if batch_size == 1 else [lines]
+            connection.send(_timed(translate if batch_size == 1 else in_batches, parts, batch_size, beam_size))
 
 
-def _timed(translate: Translate, lines: list[str], batch_size: int, beam_size: int) -> Answer:
+def _share(workers: list[Worker]) -> Translate:
+    """Several processes of one thread each take turns at the lines."""
+
+    def translate(lines: list[str], batch_size: int, beam_size: int) -> list[Translated]:
+        for number, worker in enumerate(workers):
+            worker.begin(lines[number :: len(workers)], batch_size, beam_size)
+        shares = [worker.finish().translations for worker in workers]
+        return [shares[number % len(workers)][number // len(workers)] for number in range(len(lines))]
+
+    return translate
+
+
+def _timed(translate: Translate, parts: list[list[str]], batch_size: int, beam_size: int) -> Answer:
     translations, seconds = [], []
-    for part in [[line] for line in lines] if batch_size == 1 else [lines]:
+    for part in parts:
         started = time.perf_counter()
         translations += translate(part, batch_size, beam_size)
         seconds.append(time.perf_counter() - started)
