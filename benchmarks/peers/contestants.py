@@ -12,6 +12,7 @@ import click
 
 import ctranslate2_system
 import edgeseq_system
+import marian_system
 import onnxruntime_system
 import optimum_system
 import torch_system
@@ -20,7 +21,7 @@ from translations import Translate
 
 @dataclass(frozen=True)
 class Rival:
-    """A system that runs the Transformer of a training run."""
+    """A system that runs the Transformer of a training run; Marian, a student of its own."""
 
     write: Callable[[Path, Path], None]
     """Makes of a run a folder, in the system's own form."""
@@ -70,6 +71,16 @@ RIVALS = {
     "torch-compiled": Rival(
         torch_system.write_compiled, torch_system.load_compiled, ("torch", "numpy", "sentencepiece")
     ),
+    **{
+        f"marian-{compute_type}": Rival(
+            marian_system.write,
+            partial(marian_system.load, compute_type=compute_type),
+            ("pymarian", "sentencepiece"),
+            shares_batches=True,
+            requirements="benchmarks/peers/requirements-marian.txt",
+        )
+        for compute_type in ("int8", "float32")
+    },
     **{
         f"optimum-{compute_type}": Rival(
             partial(optimum_system.write, compute_type=compute_type),
