@@ -61,7 +61,7 @@ def load(folder: Path, threads: int, compute_type: Literal["int8", "float32"]) -
             # The search compares means of log-probabilities, as edgeseq's does; greedy needs no probabilities at all.
             search = "--skip-cost" if beam_size == 1 else "--normalize 1"
             translators[beam_size] = pymarian.Translator(
-                f"--model {folder / MODEL} --vocabs {folder / VOCABULARY} {folder / VOCABULARY} --quiet "
+                f"--models {folder / MODEL} --vocabs {folder / VOCABULARY} {folder / VOCABULARY} --quiet "
                 f"--cpu-threads {threads} --workspace {WORKSPACE_MIB} --beam-size {beam_size} {search} "
                 f"--mini-batch {BATCH_SIZE} --maxi-batch 100 --maxi-batch-sort src {OPTIONS[compute_type]}"
             )
