@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
@@ -142,6 +143,7 @@ def prepare_rival(system: str, run: Path, models: Path) -> Contestant:
     folder = models / f"{run.name}.{system}"
     if not folder.exists():
         unfinished = folder.with_name(f"{folder.name}.unfinished")
+        shutil.rmtree(unfinished, ignore_errors=True)
         rival.write(run, unfinished)
         unfinished.rename(folder)
     return Contestant(system, run.name, "", folder)

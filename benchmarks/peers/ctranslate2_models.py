@@ -6,12 +6,9 @@ before each branch, one table for source, target and output.
 
 from __future__ import annotations
 
-import os
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Literal
-
-os.environ.setdefault("CT2_USE_MKL", "0")  # read when the library is loaded; MKL is far slower on AMD
 
 import numpy as np
 import torch

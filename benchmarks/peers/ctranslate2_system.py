@@ -1,8 +1,11 @@
-"""CTranslate2 with a model that `ctranslate2_models` has converted. On AMD oneDNN is used: MKL is far slower there."""
+"""CTranslate2 with a model that `ctranslate2_models` has converted.
+
+Its products are MKL's on Intel's processors and oneDNN's on others, by its own choice; the environment can name others
+(`CT2_USE_MKL`, `CT2_FORCE_CPU_ISA`).
+"""
 
 from __future__ import annotations
 
-import os
 from pathlib import Path
 from typing import Literal
 
@@ -22,8 +25,6 @@ def write(run: Path, folder: Path, compute_type: Literal["int8", "float32"]) -> 
 
 def load(folder: Path, threads: int, compute_type: Literal["int8", "float32"]) -> Translate:
     """Makes a model ready: for one sentence all threads work together, for a batch each has one of its own."""
-    if "AMD" in Path("/proc/cpuinfo").read_text(encoding="utf-8"):
-        os.environ.setdefault("CT2_USE_MKL", "0")  # read when the library is loaded
     import ctranslate2
 
     tokenizer = Tokenizer(folder / "tokenizer.model")

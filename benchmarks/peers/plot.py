@@ -17,6 +17,7 @@ MARKERS = "osD^vPX*<>"
 def draw(report: Report, path: Path) -> None:
     """Writes a picture, of the kind that the path's suffix says; points of one bundle or one system are joined."""
     from matplotlib import pyplot as plt
+    from matplotlib.ticker import LogLocator
 
     groups: dict[str, list[tuple[float, Result]]] = {}
     for result in report.results:
@@ -48,9 +49,9 @@ def draw(report: Report, path: Path) -> None:
                 color=f"C{number % 10}",
             )
     axes.set_xscale("log")
+    axes.xaxis.set_major_locator(LogLocator(subs=(1, 2, 3, 5)))
     axes.xaxis.set_major_formatter("{x:g}")
-    axes.xaxis.set_minor_formatter("{x:g}")
-    axes.tick_params(axis="x", which="minor", labelsize=7)
+    axes.xaxis.set_minor_formatter("")
     axes.set_xlabel("median milliseconds of a sentence, one thread, greedy")
     axes.set_ylabel("BLEU")
     axes.grid(visible=True, alpha=0.3)

@@ -2,7 +2,7 @@
 
 Both decode greedily, whole batches of one source and target length, and no sentence ends by itself. CTranslate2 runs a
 Transformer with self-attention in both stacks, edgeseq one with dynamic convolutions, at full depth and at average
-depths to which those of a real model's tokens are scaled. CTranslate2 uses oneDNN: MKL is far slower on AMD.
+depths to which those of a real model's tokens are scaled. On AMD CTranslate2 uses oneDNN.
 
     pip install -r benchmarks/peers/requirements.txt
     python benchmarks/peers/random_weights.py --dim 256 --ffn 1024 --vocab 8000

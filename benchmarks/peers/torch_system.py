@@ -19,7 +19,10 @@ STEP_PACKAGE = "step.pt2"
 
 
 def write_eager(run: Path, folder: Path) -> None:
-    """Takes what is needed of a run."""
+    """Takes what is needed of a run, after a look at whether it can be run."""
+    from transformer_modules import load_transformer
+
+    load_transformer(run)
     folder.mkdir(parents=True)
     for name in RUN_FILES:
         (folder / name).write_bytes((run / name).read_bytes())

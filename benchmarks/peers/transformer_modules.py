@@ -17,10 +17,12 @@ import click
 import torch
 from torch import Tensor, nn
 
+from edgeseq.errors import EdgeseqError
 from edgeseq.models import Seq2Seq
 from edgeseq.modules import CrossAttention, DecoderBlock, EncoderBlock, SelfAttention
 from edgeseq.modules.embedding import sinusoid
 from edgeseq.training.run import load_run
+from edgeseq_runtime.errors import EdgeseqRuntimeError
 from edgeseq_runtime.tokenizer import EOS_ID, PAD_ID, Tokenizer
 
 POSITIONS = 1100
@@ -30,9 +32,12 @@ def load_transformer(run: Path) -> tuple[Tokenizer, Seq2Seq]:
     """Loads a finished training run.
 
     Raises:
-        click.ClickException: its model is not the Transformer that other toolkits have.
+        click.ClickException: it is not finished, or its model is not the Transformer that other toolkits have.
     """
-    _, tokenizer, model = load_run(run)
+    try:
+        _, tokenizer, model = load_run(run)
+    except (EdgeseqError, EdgeseqRuntimeError) as error:
+        raise click.ClickException(str(error)) from error
     blocks = [*model.encoder.blocks, *model.decoder.blocks]
     ordinary = all(
         isinstance(block, EncoderBlock | DecoderBlock)
