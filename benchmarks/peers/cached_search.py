@@ -85,6 +85,9 @@ class _CachedDecoder(Generic[A]):
         logits, state.past = self._model.step(tokens, state.source, state.past)
         return _Scored(logits, np.ones(len(tokens), dtype=np.int64))
 
+    def run_ahead(self, *arguments: object) -> None:
+        """The search asks for every step."""
+
 
 def make_translate(model: CachedModel[A], tokenizer: Tokenizer) -> Translate:
     """What translates with a model."""
