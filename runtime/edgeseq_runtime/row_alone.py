@@ -86,4 +86,6 @@ class RowAlone:
             sources = past.cross or state.blocks[0].cross
             assert sources is not None, "block 1 is always entered"
             feed |= dict(zip((f"cross_key_{number}", f"cross_value_{number}"), sources, strict=True))
+        if state.candidates is not None:
+            feed |= state.candidates.tensors
         self._graph.run(held, feed, {"logits": state.logits, "depth": self._depth})

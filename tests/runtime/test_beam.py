@@ -25,6 +25,7 @@ POLICY = FixedDepth("1", tiny_facts(), 1)
 class Scored:
     logits: FloatArray
     depths: IntArray
+    candidates: IntArray | None = None
 
 
 def logits_after(source: int, path: Sequence[int]) -> FloatArray:
@@ -130,8 +131,8 @@ def test_a_beam_of_one_is_greedy_search() -> None:
 def test_control_a_row_that_continues_the_wrong_one_is_seen(monkeypatch: pytest.MonkeyPatch) -> None:
     original = beam_module._Beam.advance
 
-    def advance(self: beam_module._Beam, logits: FloatArray, depths: IntArray) -> IntArray:
-        rows = original(self, logits, depths)
+    def advance(self: beam_module._Beam, logits: FloatArray, depths: IntArray, candidates: IntArray | None) -> IntArray:
+        rows = original(self, logits, depths, candidates)
         return rows if self.done else np.zeros_like(rows)
 
     monkeypatch.setattr(beam_module._Beam, "advance", advance)

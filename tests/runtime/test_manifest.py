@@ -63,8 +63,8 @@ def test_predictors_are_described(data: bytes) -> None:
         (b"[]", "m.json is not the manifest of a bundle: format is None, expected 'edgeseq-bundle'"),
         (b'{"format": "onnx"}', "format is 'onnx', expected 'edgeseq-bundle'"),
         (
-            b'{"format": "edgeseq-bundle", "format_version": 7}',
-            "m.json has format_version 7; this edgeseq reads version 6: export the model again, or",
+            b'{"format": "edgeseq-bundle", "format_version": 8}',
+            "m.json has format_version 8; this edgeseq reads version 7: export the model again, or",
         ),
         (b'{"format": "edgeseq-bundle", "format_version": 2}', "m.json has format_version 2; this edgeseq reads"),
         (b'{"format": "edgeseq-bundle", "format_version": true}', "has format_version True;"),

@@ -35,7 +35,7 @@ from edgeseq_runtime.signatures import GraphSignature
 from edgeseq_runtime.tokenizer import EOS_ID
 from tiny_bundle import VOCAB_SIZE, tiny_model
 
-READER = nn.Identity()
+READER: nn.Module = nn.Identity()
 """Stands for the module whose product is written."""
 
 STEP = 1 / 32
@@ -46,8 +46,8 @@ WITHOUT_NEGATIVE = ActivationRange(0.0, 255 * STEP)
 COMPUTE_TYPES: dict[str, ComputeType] = {
     "float32": FLOAT32,
     "int8": Int8({READER: WITH_NEGATIVE}),
-    "int8-weights": BlockwiseWeights(8),
-    "int4": BlockwiseWeights(4),
+    "int8-weights": BlockwiseWeights(8, {READER: WITH_NEGATIVE}),
+    "int4": BlockwiseWeights(4, {READER: WITH_NEGATIVE}),
 }
 QUANTISED = [name for name in COMPUTE_TYPES if name != "float32"]
 BLOCKWISE = {"int8-weights": 8, "int4": 4}
