@@ -23,8 +23,10 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 import numpy as np
+import numpy.typing as npt
 
 from edgeseq_runtime.arrays import AnyArray, BoolArray, FloatArray, IntArray
 from edgeseq_runtime.errors import DeviceError, InputError
@@ -34,7 +36,7 @@ from edgeseq_runtime.places import Layout, StepPlaces
 from edgeseq_runtime.policy import DepthPolicy, LinearStop
 from edgeseq_runtime.row_alone import RowAlone
 from edgeseq_runtime.sessions import CPU_PROVIDER, BoundGraph, Graphs, select_provider
-from edgeseq_runtime.shortlist import BatchCandidates, Shortlist, pad_candidates
+from edgeseq_runtime.shortlist import BatchCandidates, Shortlist, candidate_bias, pad_candidates
 from edgeseq_runtime.signatures import expected_signatures
 from edgeseq_runtime.sinusoids import Sinusoids
 from edgeseq_runtime.state import DecoderState, padded_length
@@ -369,9 +371,10 @@ class Engine:
 
     def _choose_candidates(self, shortlist: Shortlist, sources: Sequence[Sequence[int]]) -> BatchCandidates:
         """Choose the candidates of sentences, and take the exit head's weights for them."""
-        ids, sizes, bias = pad_candidates([shortlist.candidates(source) for source in sources])
+        ids, sizes = pad_candidates([shortlist.candidates(source) for source in sources])
         taken = self._graphs["candidates", None].run({"candidates": ids})
-        tensors: dict[str, AnyArray] = dict(zip(("candidate_weights", "candidate_scales"), taken, strict=False))
+        tensors: dict[str, npt.NDArray[Any]] = dict(zip(("candidate_weights", "candidate_scales"), taken, strict=False))
+        bias = candidate_bias(sizes, ids.shape[1])
         return BatchCandidates(ids, sizes, tensors | {"candidate_bias": bias})
 
     def _classify(self, state: DecoderState, block: int, rows: IntArray | None) -> FloatArray:

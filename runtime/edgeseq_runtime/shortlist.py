@@ -108,28 +108,29 @@ class BatchCandidates:
         """
         self.sizes[rows] = other.sizes[other_rows]
         width = padded_width(int(self.sizes.max()))
-        self.ids = _replaced(self.ids, rows, other.ids, other_rows, width, PAD_ID)
+        self.ids = _replace_rows(self.ids, rows, other.ids, other_rows, width)
         self.tensors = {
-            name: _replaced(
-                tensor, rows, other.tensors[name], other_rows, width, -np.inf if name == "candidate_bias" else 0
-            )
+            name: _replace_rows(tensor, rows, other.tensors[name], other_rows, width)
             for name, tensor in self.tensors.items()
-        }
+        } | {"candidate_bias": candidate_bias(self.sizes, width)}
 
 
-def pad_candidates(lists: Sequence[IntArray]) -> tuple[IntArray, IntArray, FloatArray]:
+def pad_candidates(lists: Sequence[IntArray]) -> tuple[IntArray, IntArray]:
     """Lay the candidates of sentences side by side.
 
     Returns:
-        Ids (R, C) with padding behind; how many of each row are none, (R,); and the bias of the logits (R, C), 0
-        at candidates and -inf at padding.
+        Ids (R, C) with padding behind, and how many of each row are none, (R,).
     """
     sizes = np.array([len(ids) for ids in lists], dtype=np.int64)
     table = np.full((len(lists), padded_width(int(sizes.max()))), PAD_ID, dtype=np.int64)
     for row, ids in zip(table, lists, strict=True):
         row[: len(ids)] = ids
-    bias = np.where(np.arange(table.shape[1]) < sizes[:, None], np.float32(0), np.float32(-np.inf))
-    return table, sizes, bias
+    return table, sizes
+
+
+def candidate_bias(sizes: IntArray, width: int) -> FloatArray:
+    """What is added to the logits (R, width): 0 at candidates and -inf at padding."""
+    return np.where(np.arange(width) < sizes[:, None], np.float32(0), np.float32(-np.inf))
 
 
 def padded_width(candidates: int) -> int:
@@ -140,21 +141,16 @@ def padded_width(candidates: int) -> int:
 Numbers = TypeVar("Numbers", bound=np.generic)
 
 
-def _replaced(
-    own: npt.NDArray[Numbers],
-    rows: IntArray,
-    new: npt.NDArray[Numbers],
-    new_rows: IntArray,
-    width: int,
-    fill: float,
+def _replace_rows(
+    own: npt.NDArray[Numbers], rows: IntArray, new: npt.NDArray[Numbers], new_rows: IntArray, width: int
 ) -> npt.NDArray[Numbers]:
-    """Put rows of one array in the place of rows of another, and cut or pad the last axis of all: contiguous."""
+    """Put rows of one array in the place of rows of another, and cut or pad the last axis of all with zeros."""
     if own.shape[-1] != width:
-        resized = np.full((*own.shape[:-1], width), fill, dtype=own.dtype)
+        resized = np.zeros((*own.shape[:-1], width), dtype=own.dtype)
         kept = min(width, own.shape[-1])
         resized[..., :kept] = own[..., :kept]
         own = resized
     kept = min(width, new.shape[-1])
     own[rows, ..., :kept] = new[new_rows, ..., :kept]
-    own[rows, ..., kept:] = fill
+    own[rows, ..., kept:] = 0
     return own

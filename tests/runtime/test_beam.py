@@ -10,7 +10,7 @@ import pytest
 from edgeseq.models.reference import NaiveHypothesis, naive_beam_search
 from edgeseq_runtime import beam as beam_module
 from edgeseq_runtime.arrays import FloatArray, IntArray
-from edgeseq_runtime.beam import BeamOptions, beam_search
+from edgeseq_runtime.beam import GREEDY, BeamOptions, beam_search
 from edgeseq_runtime.errors import InputError
 from edgeseq_runtime.policy import DepthPolicy, FixedDepth
 from edgeseq_runtime.search import Hypothesis, greedy
@@ -66,6 +66,68 @@ class Paths:
             path.append(token)
         logits = [logits_after(path[0], path[2:]) for path in state]
         return Scored(np.stack(logits), np.array([depth_after(path[2:]) for path in state]))
+
+
+CANDIDATES = np.array([PAD_ID, 1, BOS_ID, EOS_ID, 5, PAD_ID, PAD_ID])
+"""Padding behind; see `edgeseq_runtime.shortlist`."""
+
+
+class Masked(Paths):
+    """Has no other piece than the candidates to choose from."""
+
+    def step(
+        self,
+        state: list[list[int]],
+        tokens: IntArray,
+        parents: IntArray | None = None,
+        depths: IntArray | None = None,
+    ) -> Scored:
+        step = super().step(state, tokens, parents, depths)
+        step.logits[:, np.setdiff1d(np.arange(VOCAB), CANDIDATES)] = -np.inf
+        return step
+
+
+class Listed(Masked):
+    """Gives their logits only."""
+
+    def step(
+        self,
+        state: list[list[int]],
+        tokens: IntArray,
+        parents: IntArray | None = None,
+        depths: IntArray | None = None,
+    ) -> Scored:
+        step = super().step(state, tokens, parents, depths)
+        logits = step.logits[:, CANDIDATES]
+        logits[:, -2:] = -np.inf
+        return Scored(logits, step.depths, np.tile(CANDIDATES, (len(logits), 1)))
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        GREEDY,
+        BeamOptions(size=3),
+        BeamOptions(size=4, n_best=4, min_length=4),
+        BeamOptions(size=2, no_repeat_ngram=1),
+        BeamOptions(size=3, no_repeat_ngram=2),
+    ],
+    ids=str,
+)
+def test_columns_of_candidates_are_their_pieces(options: BeamOptions) -> None:
+    """The same as with a column for every piece, of which others cannot be chosen."""
+
+    def found(decoder: Paths) -> list[list[Hypothesis]]:
+        sources = [[source] for source in SOURCES]
+        if options == GREEDY:
+            return [[best] for best in greedy(decoder, sources, POLICY, LIMITS, want_scores=True)]
+        return beam_search(decoder, sources, POLICY, LIMITS, options, places=3)
+
+    listed, masked = found(Listed()), found(Masked())
+    assert [paths_of(hypotheses) for hypotheses in listed] == [paths_of(hypotheses) for hypotheses in masked]
+    assert {token for of_one in listed for each in of_one for token in each.tokens} == {1, EOS_ID, 5}
+    for one, other in zip(itertools.chain(*listed), itertools.chain(*masked), strict=True):
+        assert one.score == pytest.approx(other.score, abs=1e-5)
 
 
 def naive(source: int, limit: int, options: BeamOptions) -> list[NaiveHypothesis]:
