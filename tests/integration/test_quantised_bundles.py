@@ -38,6 +38,7 @@ from edgeseq_runtime.search import Hypothesis, greedy, output_limit
 from edgeseq_runtime.signatures import expected_signatures
 from edgeseq_runtime.tokenizer import BOS_ID, EOS_ID, PAD_ID
 
+SHORTLIST = ("--shortlist", "--shortlist-best", 20)
 COMPUTE_TYPES = ["int8", "int8-weights", "int4"]
 
 POLICIES = ["full", "2", "halting", "confidence", "certainty", "multinomial", "by-sentence"]
@@ -85,7 +86,7 @@ def exported(export: Callable[..., Outcome], tmp_path_factory: pytest.TempPathFa
         bundle = tmp_path_factory.mktemp("quantised") / f"{compute_type}.bundle"
         with pytest.MonkeyPatch.context() as patch:
             open_gate(patch)
-            outcome = export(bundle, "--compute-type", compute_type)
+            outcome = export(bundle, "--compute-type", compute_type, *SHORTLIST)
         assert outcome.code == 0, outcome.stderr
         return bundle
 
@@ -249,14 +250,27 @@ def test_inspect_shows_the_compute_type_and_what_it_changed(quantised: Path, bun
 # The numeric promise.
 
 
+@pytest.mark.parametrize("shortlist", [False, True])
 @pytest.mark.parametrize("name", ["full", "halting", "confidence"])
-def test_batched_equals_single_in_bits(name: str, quantised: Path, policies: dict[str, str], text: list[str]) -> None:
-    translator = Translator(quantised, depth=policies[name], device="cpu")
+def test_batched_equals_single_in_bits(
+    name: str, shortlist: bool, quantised: Path, policies: dict[str, str], text: list[str]
+) -> None:
+    translator = Translator(quantised, depth=policies[name], device="cpu", shortlist=shortlist)
     single = bits(translator.translate(text, batch_size=1, max_length=12, scores=True))
     for batch_size in (3, 32):
         assert bits(translator.translate(text, batch_size=batch_size, max_length=12, scores=True)) == single
     depths = {depth for _, _, used, _ in single for depth in used}  # type: ignore[attr-defined]
     assert len(depths) > 1 or name == "full", "the policy never decides"
+
+
+def test_a_shortlist_changes_few_translations_in_fewer_bits_too(quantised: Path) -> None:
+    """Its exit head is of 8 bits, in no compute type like that of the whole vocabulary."""
+    facts = load_bundle(quantised).manifest.shortlist
+    assert facts is not None
+    assert facts.report is not None
+    assert facts.weights == "int8"
+    assert facts.report.changed < 0.5
+    assert facts.report.chrf == pytest.approx(facts.report.full_chrf, abs=5)
 
 
 def replace_head(folder: Path, graph: onnx.ModelProto) -> None:

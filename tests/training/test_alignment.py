@@ -47,7 +47,7 @@ def corpus_of(pairs: Pairs) -> ParallelCorpus:
 
 
 def translated(number: int = 400, seed: int = 0) -> Pairs:
-    """Sentences of pieces 4 to 19; a translation has the pieces 20 higher, in another order, and piece 22 three times."""
+    """Sentences of pieces 4 to 19; translations have the pieces 20 higher, in another order, and 22 three times."""
     generator = np.random.default_rng(seed)
     pairs = []
     for length in generator.integers(2, 9, number):
