@@ -73,7 +73,7 @@ def test_batched_equals_single_in_bits_with_shortlists(
     for batch_size in (7, 32):
         batched = translator.translate(text, batch_size=batch_size, max_length=12, scores=True, beam=size)
         assert bits(batched) == bits(single)
-    assert len({translation.candidates for translation in single}) > 50
+    assert len({translation.candidates for translation in single}) > 30
 
 
 def test_arithmetic_that_mixes_rows_is_seen(
