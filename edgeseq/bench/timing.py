@@ -82,6 +82,13 @@ class _Endless:
         step.logits[:, EOS_ID] = -np.inf
         return step
 
+    def run_ahead(
+        self, state: DecoderState, token: int, most: int, never: Sequence[int]
+    ) -> tuple[list[int], list[int]] | None:
+        first = int(state.positions[0])
+        depths = None if self._depths is None else self._depths[0, first : first + most].tolist()
+        return self._engine.run_ahead(state, token, most, (*never, EOS_ID), depths)
+
 
 @dataclass
 class _Rounds:

@@ -17,6 +17,7 @@ from edgeseq.errors import DataError
 from edgeseq_runtime.atomic import publish_directory
 from edgeseq_runtime.tokenizer import EOS_ID, Tokenizer
 
+_STAMP = "fingerprint"
 _MAX_PIECE_IDS = 2**16
 
 
@@ -85,7 +86,7 @@ def build_corpus(src: Path, tgt: Path, tokenizer: Tokenizer, max_pieces: int, fo
             f"{_MAX_PIECE_IDS} are possible: give data.tokenizer a smaller one"
         )
     fingerprint = _fingerprint((src, tgt), tokenizer, max_pieces)
-    stamp = folder / "fingerprint"
+    stamp = folder / _STAMP
     if stamp.is_file() and stamp.read_text() == fingerprint:
         return ParallelCorpus(folder)
     counts = {"kept": 0, "empty": 0, "overlong": 0}
@@ -111,8 +112,18 @@ def build_corpus(src: Path, tgt: Path, tokenizer: Tokenizer, max_pieces: int, fo
             np.save(temporary / f"{name}_tokens.npy", np.frombuffer(tokens[side], dtype=np.uint16))
             np.save(temporary / f"{name}_offsets.npy", np.frombuffer(ends[side], dtype=np.int64))
         (temporary / "counts.json").write_text(json.dumps(counts))
-        (temporary / "fingerprint").write_text(fingerprint)
+        (temporary / _STAMP).write_text(fingerprint)
     return ParallelCorpus(folder)
+
+
+def is_of_other_text(src: Path, tgt: Path, tokenizer: Tokenizer, max_pieces: int, folder: Path) -> bool:
+    """Says whether a folder holds what `build_corpus` made of other text, or with another tokenizer or limit.
+
+    Raises:
+        DataError: a file cannot be read.
+    """
+    stamp = folder / _STAMP
+    return stamp.is_file() and stamp.read_text() != _fingerprint((src, tgt), tokenizer, max_pieces)
 
 
 def _encode(pairs: Iterator[tuple[str, str]], tokenizer: Tokenizer) -> Iterator[tuple[list[int], list[int]]]:

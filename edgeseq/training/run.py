@@ -10,7 +10,7 @@ from pathlib import Path
 import torch
 
 from edgeseq.config import PredictorConfig, RunConfig, load_resolved_config, save_config
-from edgeseq.data.corpus import ParallelCorpus, build_corpus
+from edgeseq.data.corpus import ParallelCorpus, build_corpus, is_of_other_text
 from edgeseq.data.text import read_parallel
 from edgeseq.data.vocabulary import train_tokenizer
 from edgeseq.errors import CheckpointError, ConfigError
@@ -91,8 +91,20 @@ def _open_run(config: RunConfig, run: Path, resume: bool) -> None:
                 f"{stored} has other values of {', '.join(changed)} than the configuration, and the run cannot go on "
                 "with them; continue with the old ones, or start a new run with another --out"
             )
+        _check_text(config, run)
     run.mkdir(parents=True, exist_ok=True)
     write_file(stored, save_config(config))
+
+
+def _check_text(config: RunConfig, run: Path) -> None:
+    """Refuses to go on with other text: checkpoints say how many batches of it have been seen, not which."""
+    data = config.data
+    tokenizer = Tokenizer(data.tokenizer or run / TOKENIZER_FILE)
+    if is_of_other_text(Path(data.src), Path(data.tgt), tokenizer, data.max_pieces, run / "data" / "train"):
+        raise CheckpointError(
+            f"{data.src} and {data.tgt} are not the text that {run} was begun with, or the tokenizer is not that one; "
+            "continue with the old ones, or start a new run with another --out"
+        )
 
 
 def _changes(old: RunConfig, new: RunConfig) -> list[str]:

@@ -131,7 +131,7 @@ class Engine:
         whole_step = (role, None) in self._graphs and self.provider == CPU_PROVIDER
         if len(sources) == 1 and policy.linear_stop is not None and whole_step:
             graph = self._bound(state, role)
-            state.alone = RowAlone(graph, policy.linear_stop, self._sinusoids)
+            state.alone = RowAlone(graph, policy.linear_stop, self._never, self._sinusoids)
         return state
 
     def adopt(self, state: DecoderState, rows: IntArray, other: DecoderState, other_rows: IntArray) -> None:
@@ -177,11 +177,40 @@ class Engine:
         if state.layout.grows:
             state.fit_rings()
         if state.alone is not None:
-            step = self._step_alone(state, state.alone, tokens, depths)
-        else:
-            step = self._run_blocks(state, state.begin_step(), tokens, depths)
+            forced = 0 if depths is None else int(depths[0])
+            deepest = forced or int(state.limits[0])
+            self._enter_alone(state, deepest)
+            depth = state.alone.step(state, int(tokens[0]), deepest, forced=forced > 0)
+            return Step(state.logits, np.array([depth]), state.candidate_ids)
+        step = self._run_blocks(state, state.begin_step(), tokens, depths)
         state.positions = state.positions + 1
         return step
+
+    def run_ahead(
+        self, state: DecoderState, token: int, most: int, never: Sequence[int], depths: Sequence[int] | None = None
+    ) -> tuple[list[int], list[int]] | None:
+        """Decode the only row of a state greedily to its end, where a step is one call.
+
+        Args:
+            state: Advanced by as many positions as tokens are found.
+            token: The token at the row's current position.
+            most: Tokens to find at most.
+            never: Ids that are not chosen.
+            depths: The depth of each of ``most`` tokens, from 1 to N, instead of the policy's choice. None leaves all
+                to it.
+
+        Returns:
+            The tokens found, up to EOS, and the block after which each stopped; None where there are several rows, or
+            where a step takes several calls.
+
+        Raises:
+            DeviceError: onnxruntime fails.
+        """
+        if state.alone is None:
+            return None
+        deepest = [int(state.limits[0])] * most if depths is None else depths
+        self._enter_alone(state, max(deepest))
+        return state.alone.decode(state, token, deepest, never, forced=depths is not None)
 
     def run_graph(self, role: GraphRole, block: int | None, feed: Mapping[str, AnyArray]) -> list[FloatArray]:
         """Run one graph by itself, outside of any decode.
@@ -199,17 +228,13 @@ class Engine:
         """
         return self._graphs[role, block].run(feed)
 
-    def _step_alone(self, state: DecoderState, alone: RowAlone, tokens: IntArray, depths: IntArray | None) -> Step:
-        """Run the whole step of the only row."""
-        forced = 0 if depths is None else int(depths[0])
-        deepest = forced or int(state.limits[0])
-        for block in range(1, deepest + 1):
-            past = state.blocks[block - 1]
-            if not past.all_entered:
-                past.cross = self._enter(state, block, np.zeros(1, dtype=np.int64))
-                state.moved = True
-        used = alone.step(state, int(tokens[0]), deepest, forced=forced > 0)
-        return Step(state.logits, used, state.candidate_ids)
+    def _enter_alone(self, state: DecoderState, deepest: int) -> None:
+        """Compute source keys and values of the only row for all blocks up to one."""
+        if not state.blocks[deepest - 1].all_entered:  # blocks are entered from below
+            for block, past in enumerate(state.blocks[:deepest], start=1):
+                if not past.all_entered:
+                    past.cross = self._enter(state, block, np.zeros(1, dtype=np.int64))
+                    state.moved = True
 
     def _bound(self, state: DecoderState, role: GraphRole, block: int | None = None) -> BoundGraph:
         key = (role, block)
@@ -221,7 +246,7 @@ class Engine:
         for name, array in (("tokens", tokens), ("depths", depths)):
             if array is not None and array.shape != (state.rows,):
                 raise InputError(f"{name} has the shape {array.shape}, expected ({state.rows},)")
-        if depths is not None and not ((depths >= 0) & (depths <= self.full_depth)).all():
+        if depths is not None and state.rows and not 0 <= depths.min() <= depths.max() <= self.full_depth:
             raise InputError(
                 f"depths are {depths.tolist()}, expected 1 to {self.full_depth}, or 0 for the policy's choice"
             )
@@ -231,12 +256,12 @@ class Engine:
 
         No work is wasted on padding, and no sentence meets a padding that depends on its mates.
         """
-        groups = [np.flatnonzero(padded == length) for length in np.unique(padded)]
-        if len(groups) == 1 and padded.sum() <= ENCODER_TOKENS:
-            return self._run_encoder(sources, lengths, int(padded[0]))
-        memory = np.zeros((len(sources), int(padded.max()), self._dim), dtype=np.float32)
-        for group in groups:
-            length = int(padded[group[0]])
+        longest = int(padded.max())
+        if longest == padded.min() and longest * len(sources) <= ENCODER_TOKENS:
+            return self._run_encoder(sources, lengths, longest)
+        memory = np.zeros((len(sources), longest, self._dim), dtype=np.float32)
+        for length in np.unique(padded).tolist():
+            group = np.flatnonzero(padded == length)
             size = max(1, ENCODER_TOKENS // length)
             for start in range(0, len(group), size):
                 rows = group[start : start + size]

@@ -50,6 +50,12 @@ class LinearStop:
         """The weight of each block, (1, d)."""
         return [self.weights[index : index + 1] for index in range(len(self.weights))]
 
+    @cached_property
+    def within(self) -> FloatArray:
+        """The limits of tokens that may go no deeper than block 1, 2 ... N: (N, N - 1)."""
+        blocks = np.arange(1, len(self.limits) + 1)
+        return np.where(blocks >= np.arange(1, len(blocks) + 2)[:, None], np.float32(-np.inf), self.limits)
+
     @classmethod
     def never(cls, model: ModelFacts) -> "LinearStop":
         """No token stops below N."""

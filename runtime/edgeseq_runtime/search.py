@@ -20,6 +20,9 @@ from edgeseq_runtime.tokenizer import BOS_ID, EOS_ID, PAD_ID
 
 State = TypeVar("State")
 
+NEVER_CHOSEN = (PAD_ID, BOS_ID)
+"""No translation contains these."""
+
 
 class Scored(Protocol):
     """What a decoder's step gives."""
@@ -63,6 +66,18 @@ class Decoder(Protocol[State]):
         """
 
 
+class GreedyDecoder(Decoder[State], Protocol[State]):
+    """What greedy search needs of an engine."""
+
+    def run_ahead(
+        self, state: State, token: int, most: int, never: Sequence[int]
+    ) -> tuple[list[int], list[int]] | None:
+        """Decode the only row greedily, up to EOS or ``most`` tokens; give them and their depths.
+
+        None where there are several rows, or where the decoder has to be asked for each step.
+        """
+
+
 @dataclass(frozen=True, slots=True)
 class Hypothesis:
     """One translation in ids, without the prefix that was given.
@@ -82,14 +97,14 @@ class Hypothesis:
 
 @dataclass(frozen=True, slots=True)
 class Emission:
-    """The tokens of one step.
+    """The tokens of one step, or of several steps of the only row, in order.
 
     Attributes:
-        sentences: (rows,), index into the sources of each row.
-        tokens: (rows,), the tokens chosen.
-        depths: (rows,), blocks used for them.
-        log_probabilities: (rows,), None unless asked for.
-        forced: bool (rows,), True where the token is one of a prefix; None where none is.
+        sentences: (n,), index into the sources of each token's row.
+        tokens: (n,), the tokens chosen.
+        depths: (n,), blocks used for them.
+        log_probabilities: (n,), None unless asked for.
+        forced: bool (n,), True where the token is one of a prefix; None where none is.
     """
 
     sentences: IntArray
@@ -109,7 +124,7 @@ def output_limit(source_pieces: int) -> int:
 
 
 def greedy(
-    decoder: Decoder[State],
+    decoder: GreedyDecoder[State],
     sources: Sequence[Sequence[int]],
     policy: DepthPolicy,
     max_lengths: Sequence[int],
@@ -136,7 +151,9 @@ def greedy(
     tokens: list[list[int]] = [[] for _ in sources]
     depths: list[list[int]] = [[] for _ in sources]
     scores: list[list[float]] = [[] for _ in sources]
-    steps = greedy_steps(decoder, sources, policy, max_lengths, prefixes=prefixes, rows=rows, want_scores=want_scores)
+    steps = greedy_steps(
+        decoder, sources, policy, max_lengths, prefixes=prefixes, rows=rows, want_scores=want_scores, ahead=True
+    )
     for step in steps:
         chosen = slice(None) if step.forced is None else ~step.forced
         sentences = step.sentences[chosen].tolist()
@@ -157,7 +174,7 @@ def greedy(
 
 
 def greedy_steps(
-    decoder: Decoder[State],
+    decoder: GreedyDecoder[State],
     sources: Sequence[Sequence[int]],
     policy: DepthPolicy,
     max_lengths: Sequence[int],
@@ -165,10 +182,12 @@ def greedy_steps(
     prefixes: Sequence[Sequence[int]] | None = None,
     rows: int | None = None,
     want_scores: bool = False,
+    ahead: bool = False,
 ) -> Iterator[Emission]:
     """Search as :func:`greedy` does, giving the tokens of each step as they are chosen.
 
-    Pad and bos are never chosen.
+    Pad and bos are never chosen. With ``ahead`` a sentence alone may be decoded to its end before its first
+    token is given.
     """
     rows = len(sources) if rows is None else min(rows, len(sources))
     prefix = Prefixes(prefixes) if prefixes is not None and any(prefixes) else None
@@ -182,16 +201,25 @@ def greedy_steps(
     parents: IntArray | None = None
     while len(sentences):
         forced = None if prefix is None else generated < prefix.lengths[sentences]
-        if forced is None or not forced.any():
+        if forced is not None and not forced.any():
             forced = None
-            step = decoder.step(state, tokens, parents)
+        found = None
+        if ahead and forced is None and parents is None and not want_scores and len(sentences) == 1:
+            most = int(limits[sentences[0]] - generated[0])
+            found = decoder.run_ahead(state, int(tokens[0]), most, NEVER_CHOSEN)
+        if found is not None:
+            taken, used = map(np.array, found)
+            yield Emission(sentences.repeat(len(taken)), taken, used, None, None)
+            tokens = taken[-1:]
+            generated += len(taken)
         else:
-            step = decoder.step(state, tokens, parents, np.where(forced, decoder.full_depth, 0))
-        tokens, log_probabilities = _choose(step, want_scores=want_scores)
-        if prefix is not None and forced is not None:
-            tokens = np.where(forced, prefix.take(sentences, generated), tokens)
-        generated += 1
-        yield Emission(sentences, tokens, step.depths, log_probabilities, forced)
+            depths = None if forced is None else np.where(forced, decoder.full_depth, 0)
+            step = decoder.step(state, tokens, parents, depths)
+            tokens, log_probabilities = _choose(step, want_scores=want_scores)
+            if prefix is not None and forced is not None:
+                tokens = np.where(forced, prefix.take(sentences, generated), tokens)
+            generated += 1
+            yield Emission(sentences, tokens, step.depths, log_probabilities, forced)
         ended = ((tokens == EOS_ID) | (generated >= limits[sentences])).nonzero()[0]
         parents = None
         if len(ended):
@@ -301,8 +329,8 @@ def _choose(step: Scored, *, want_scores: bool) -> tuple[IntArray, FloatArray | 
     """Best token of each row, and its log-probability among all columns (pad and bos included)."""
     logits, candidates = step.logits, step.candidates
     normaliser = log_sum_exp(logits) if want_scores else None
-    logits[:, PAD_ID] = -np.inf
-    logits[:, BOS_ID] = -np.inf
+    for piece in NEVER_CHOSEN:
+        logits[:, piece] = -np.inf
     columns = logits.argmax(axis=-1)
     every_row = np.arange(len(columns))
     tokens = columns if candidates is None else candidates[every_row, columns]

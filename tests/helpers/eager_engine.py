@@ -39,6 +39,9 @@ class EagerEngine(Engine):
                 self._fill(state, block, skipped)
         return step
 
+    def run_ahead(self, *arguments: object) -> None:
+        """What is skipped is filled step by step."""
+
     def _fill(self, state: DecoderState, block: int, rows: IntArray) -> None:
         """Make the columns of rows at the position that has just been decoded."""
         facts, past = self._facts, state.blocks[block - 1]

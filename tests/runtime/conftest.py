@@ -6,7 +6,9 @@ from pathlib import Path
 import pytest
 import torch
 
+from edgeseq_runtime import engine
 from edgeseq_runtime.translator import Translator
+from engine_cases import MODELS, Case
 from tiny_bundle import write_tiny_bundle
 
 
@@ -29,3 +31,32 @@ def tiny_bundle(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def translator(tiny_bundle: Path) -> Translator:
     """The tiny bundle, loaded."""
     return Translator(tiny_bundle, device="cpu")
+
+
+@pytest.fixture
+def half_of_a_batch(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Batches are so small here that one row in eight would be any."""
+    monkeypatch.setattr(engine, "ENTERED_SHARE", 2)
+
+
+@pytest.fixture(scope="module", params=MODELS)
+def case(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Case:
+    return Case(tmp_path_factory.mktemp("engine") / "b", MODELS[request.param])
+
+
+@pytest.fixture(scope="module", params=["plain", "attention in windows and without"])
+def either(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Case:
+    """A case of each mixer, whose depths are 1 to 4."""
+    changes = {} if request.param == "plain" else {"mixer": "attention", "glu": False, "decoder_reaches": [3, 0, 5, 7]}
+    return Case(tmp_path_factory.mktemp("engine") / "b", changes)
+
+
+@pytest.fixture(scope="module")
+def unbounded(tmp_path_factory: pytest.TempPathFactory) -> Case:
+    """Attention to all positions in every block."""
+    return Case(tmp_path_factory.mktemp("engine") / "b", MODELS["attention"])
+
+
+@pytest.fixture(scope="module")
+def plain(tmp_path_factory: pytest.TempPathFactory) -> Case:
+    return Case(tmp_path_factory.mktemp("engine") / "b", {})

@@ -67,6 +67,9 @@ class Paths:
         logits = [logits_after(path[0], path[2:]) for path in state]
         return Scored(np.stack(logits), np.array([depth_after(path[2:]) for path in state]))
 
+    def run_ahead(self, *arguments: object) -> None:
+        """Every step is asked for."""
+
 
 CANDIDATES = np.array([PAD_ID, 1, BOS_ID, EOS_ID, 5, PAD_ID, PAD_ID])
 """Padding behind; see `edgeseq_runtime.shortlist`."""

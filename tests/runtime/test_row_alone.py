@@ -11,9 +11,10 @@ from edgeseq_runtime.engine import Engine
 from edgeseq_runtime.errors import BundleError
 from edgeseq_runtime.policy import DepthPolicy
 from edgeseq_runtime.state import DecoderState
-from edgeseq_runtime.tokenizer import BOS_ID, EOS_ID
+from edgeseq_runtime.tokenizer import BOS_ID, EOS_ID, PAD_ID
 from tiny_bundle import write_tiny_bundle
 
+NEVER = [PAD_ID, BOS_ID]
 STEPS = 50  # more than the widest ring has places
 SOURCE = [5, 17, 42, 9, 30, EOS_ID]
 OTHER = [33, 8, EOS_ID]
@@ -89,6 +90,44 @@ def test_a_whole_step_equals_block_after_block_in_bits(bundle: Bundle, text: str
         np.testing.assert_array_equal(states[0].filled, states[1].filled)
         for block, other in zip(states[0].blocks, states[1].blocks, strict=True):
             np.testing.assert_array_equal(block.tensors["columns"], other.tensors["columns"])
+
+
+@pytest.mark.parametrize("text", ONCE_A_TOKEN)
+@pytest.mark.parametrize("given", [False, True])
+def test_decoding_ahead_equals_step_after_step(bundle: Bundle, text: str, *, given: bool) -> None:
+    """Tokens, depths, and the state in which a row is left: at EOS, or after as many tokens as were asked for."""
+    engine, policy = open_engine(bundle), bundle.policy(text)
+    depths = shallow_runs().clip(1).tolist() if given else None
+    for most in (1, 7, STEPS):
+        ahead, stepped = (begin(engine, policy, alone=True) for _ in range(2))
+        found = engine.run_ahead(ahead, BOS_ID, most, NEVER, depths[:most] if depths else None)
+        tokens, used = [BOS_ID], list[int]()
+        while len(used) < most and tokens[-1] != EOS_ID:
+            forced = np.array(depths[len(used) :][:1]) if depths else None
+            step = engine.step(stepped, np.array(tokens[-1:]), depths=forced)
+            step.logits[:, NEVER] = -np.inf
+            tokens.append(int(step.logits.argmax()))
+            used.append(int(step.depths[0]))
+        assert found == (tokens[1:], used)
+        assert ahead.positions == stepped.positions
+        assert (
+            engine.step(ahead, np.array([9])).logits.tobytes() == engine.step(stepped, np.array([9])).logits.tobytes()
+        )
+
+
+@pytest.mark.parametrize("never", [[], [EOS_ID], [*range(1, 40)]])
+def test_decoding_ahead_never_chooses_what_it_must_not(plain: Bundle, never: list[int]) -> None:
+    engine, policy = open_engine(plain), plain.policy("halting:0.5")
+    found = engine.run_ahead(begin(engine, policy, alone=True), BOS_ID, STEPS, never)
+    assert found is not None
+    assert not set(found[0]) & set(never)
+    assert len(found[0]) == STEPS or found[0].index(EOS_ID) == len(found[0]) - 1
+
+
+def test_only_a_row_alone_is_decoded_ahead(plain: Bundle) -> None:
+    engine = open_engine(plain)
+    assert engine.run_ahead(engine.encode([SOURCE, OTHER], plain.policy("full")), BOS_ID, 5, NEVER) is None
+    assert engine.run_ahead(engine.encode([SOURCE], plain.policy("confidence:0.1")), BOS_ID, 5, NEVER) is None
 
 
 def test_halting_stops_at_several_depths(plain: Bundle) -> None:

@@ -3,6 +3,7 @@
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from typing import Any
 
 import numpy as np
 import pytest
@@ -53,7 +54,7 @@ class Script:
         parents: np.ndarray | None = None,
         depths: np.ndarray | None = None,
     ) -> Scored:
-        assert depths is None
+        assert depths is None or (depths == VOCAB).all(), "only a prefix is fed at full depth"
         if parents is not None:
             state[:] = [state[parent] for parent in parents]
         self.alive.append([sentence for sentence, _ in state])
@@ -67,6 +68,48 @@ class Script:
             logits[row, [PAD_ID, BOS_ID]] = 5
             used.append(best)
         return Scored(logits, np.array(used))
+
+    def run_ahead(self, *arguments: object) -> None:
+        """Every step is asked for."""
+
+
+class Runner(Script):
+    """Decodes a sentence alone to its end, and remembers what it was asked."""
+
+    def run_ahead(self, state: list[list[int]], token: int, most: int, never: Sequence[int]) -> Any:  # type: ignore[override]
+        if len(state) > 1:
+            return None
+        sentence, place = state[0]
+        self.fed.append([token, most])
+        assert list(never) == [PAD_ID, BOS_ID]
+        tokens = self.lines[sentence][place : place + min(most, 2)]  # fewer than asked for: it is asked again
+        state[0][1] += len(tokens)
+        return tokens, tokens
+
+
+def test_a_sentence_alone_is_decoded_ahead() -> None:
+    runner = Runner({10: [5, 6, 7, EOS_ID], 11: [4, 4, 4, 4]})
+    results = greedy(runner, [[10], [11]], POLICY, [9, 3], rows=1)
+    assert [result.tokens for result in results] == [[5, 6, 7, EOS_ID], [4, 4, 4]]
+    assert [result.depths for result in results] == [result.tokens for result in results]
+    assert runner.fed == [[BOS_ID, 9], [6, 7], [BOS_ID, 3], [4, 1]]
+    assert runner.alive == [], "no step was asked for"
+
+
+@pytest.mark.parametrize(("options", "steps"), [({"want_scores": True}, 4), ({"prefixes": [[6, 6]]}, 2)])
+def test_what_needs_each_step_asks_for_each_step(options: dict[str, Any], steps: int) -> None:
+    """Scores want all logits; a prefix has to be fed, and what follows it need not."""
+    runner = Runner({10: [5, 6, 7, EOS_ID]})
+    (found,) = greedy(runner, [[10]], POLICY, [9], **options)
+    assert found.tokens == [5, 6, 7, EOS_ID][len(options.get("prefixes", [[]])[0]) :]
+    assert len(runner.alive) == steps
+
+
+def test_a_stream_gives_each_token_as_it_is_chosen() -> None:
+    runner = Runner({10: [5, 6, EOS_ID]})
+    steps = greedy_steps(runner, [[10]], POLICY, [9])
+    assert next(steps).tokens.tolist() == [5]
+    assert runner.fed == [[BOS_ID]]
 
 
 def test_sentences_end_at_eos_or_at_their_limit() -> None:

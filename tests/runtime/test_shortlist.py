@@ -139,6 +139,17 @@ def test_a_whole_step_equals_block_after_block_in_bits(bundle: Bundle) -> None:
         assert found[0] == found[1]
 
 
+@pytest.mark.parametrize("depth", ["full", "halting:0.5"])
+def test_a_sentence_that_is_decoded_ahead_gets_the_same_pieces(translator: Translator, depth: str) -> None:
+    """Without scores, a sentence alone is not asked for each step."""
+    stepped = results(translator, 1, depth=depth)
+    ahead = translator.translate([*SENTENCES, LONG], batch_size=1, depth=depth)
+    assert [(result.tokens, result.depths) for result in ahead] == [
+        (result.tokens, result.depths) for result in stepped
+    ]
+    assert [result.score for result in ahead] == [None] * len(stepped)
+
+
 def everything(bundle: Bundle) -> Shortlist:
     """A shortlist of the whole vocabulary."""
     facts = ShortlistFacts(best=1, frequent=VOCAB_SIZE, weights="float32", report=None)

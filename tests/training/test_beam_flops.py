@@ -34,12 +34,19 @@ def sources_of(translator: Translator) -> list[list[int]]:
     return [ids for ids in map(translator.source_ids, LINES) if ids]
 
 
+class _EachStep(FlopsMeter):
+    """Counts greedy search, too: no step is taken unseen."""
+
+    def run_ahead(self, *arguments: object) -> None:
+        """Every step is asked for."""
+
+
 @pytest.mark.parametrize("depth", POLICIES)
 @pytest.mark.parametrize("places", [1, 2, 5])
 def test_of_greedy_search_both_counts_are_the_same(translator: Translator, depth: str, places: int) -> None:
     """Part by part, with rows that are given to other sentences and rows that are dropped."""
     sources, policy = sources_of(translator), translator.bundle.policy(depth)
-    meter = FlopsMeter(translator.engine, translator.manifest.model)
+    meter = _EachStep(translator.engine, translator.manifest.model)
     found = greedy(meter, sources, policy, [LIMIT] * len(sources), rows=places)
     expected = DecoderFlops()
     for source, hypothesis in zip(sources, found, strict=True):
@@ -97,7 +104,7 @@ def test_control_rows_that_keep_the_past_of_others_are_seen(
     translator: Translator, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     sources, policy = sources_of(translator), translator.bundle.policy("halting:0.5")
-    meter = FlopsMeter(translator.engine, translator.manifest.model)
+    meter = _EachStep(translator.engine, translator.manifest.model)
     monkeypatch.setattr("edgeseq.evaluation.beam_flops._Rows.begin_anew", lambda *_: None)
     found = greedy(meter, sources, policy, [LIMIT] * len(sources), rows=2)
     expected = sum(

@@ -295,6 +295,22 @@ def test_resuming_with_what_a_run_cannot_go_on_with_is_refused(finished: Path, c
     assert (finished / "config.json").read_bytes() == before
 
 
+def test_a_run_does_not_go_on_with_other_text(tmp_path: Path, finished: Path) -> None:
+    """Which would be read from the middle. The same text under another name is the same."""
+    before = (finished / "config.json").read_bytes()
+    config = make_config(tmp_path)
+    assert config.data.src != load_run(finished)[0].data.src
+    train(config, finished, resume=True)
+    source = Path(config.data.src)
+    source.write_text(source.read_text().upper())
+    (finished / "config.json").write_bytes(before)
+    assert refusal(CheckpointError, lambda: train(config, finished, resume=True)) == (
+        f"{source} and {config.data.tgt} are not the text that {finished} was begun with, or the tokenizer is not that "
+        "one; continue with the old ones, or start a new run with another --out"
+    )
+    assert (finished / "config.json").read_bytes() == before
+
+
 def test_a_start_that_failed_can_be_repeated(tmp_path: Path, finished: Path) -> None:
     config = make_config(tmp_path)
     target = Path(config.data.tgt)
