@@ -7,6 +7,7 @@ no piece at all. Order plays no part, and t(source | target) does not help: see 
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Iterator
 from dataclasses import dataclass
 
@@ -22,9 +23,11 @@ ITERATIONS = 5
 """Of expectation maximisation: 8 find 0.05 % of the Tatoeba references' pieces more."""
 
 MAX_LINKS = 1 << 26
-"""Pairs of a source and a target position, at most: they take 4 bytes each, and a second per iteration in so many."""
+"""Pairs of a source and a target position, at most: they take 4 bytes each, and so many of them 4 s an iteration."""
 
 _CHUNK_LINKS = 1 << 22
+
+_LOGGER = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
@@ -59,7 +62,7 @@ def align(corpus: ParallelCorpus, vocab_size: int, best: int, max_links: int = M
             counts = links.count(probabilities)
             totals = np.bincount(sources, weights=counts, minlength=vocab_size)
             probabilities = counts / totals[sources]
-            progress.advance(iteration, f"{links.pairs:,} pairs")
+            progress.advance(iteration, f"iteration {iteration}")
     return Alignment(_rank(sources, targets, probabilities, vocab_size, best), links.pairs)
 
 
@@ -78,6 +81,7 @@ class _Links:
         step = -(-int(links.sum()) // max_links)
         self._chosen = np.arange(0, len(corpus), step)
         self.pairs = len(self._chosen)
+        _LOGGER.info("aligning %s of %s training pairs", f"{self.pairs:,}", f"{len(corpus):,}")
         self._ends = np.cumsum(links[self._chosen])
         self.pieces = np.zeros(0, dtype=np.uint32)
         for keys, _ in self._chunks():

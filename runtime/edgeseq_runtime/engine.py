@@ -12,6 +12,8 @@ a column depends on its own copied state only.
 A sentence that is decoded alone takes its whole step in one graph, see ``row_alone``, unless the policy has to be asked
 on the way. Either way gives the same bits.
 
+With a shortlist, exit heads compute the logits of each row's candidates only, see ``shortlist``.
+
 The graphs read and write the state in place, through indices; see ``places`` and ``signatures``.
 
 On the CPU, hidden states are the same bits whatever a sentence's batch mates, order and padding,

@@ -158,6 +158,13 @@ def test_export_refuses_what_is_not_a_run(tmp_path: Path) -> None:
     assert list(tmp_path.iterdir()) == []
 
 
+def test_a_shortlist_needs_validation_text(run: Path, tmp_path: Path) -> None:
+    outcome = run_edgeseq("export", run, "--out", tmp_path / "b", "--shortlist")
+    assert outcome.code == 1
+    assert "what a shortlist changes is measured on validation text: give some (--valid-src and" in outcome.stderr
+    assert list(tmp_path.iterdir()) == []
+
+
 def test_export_does_not_replace_a_folder_that_is_no_bundle(run: Path, tmp_path: Path) -> None:
     (tmp_path / "thesis.tex").write_text("years of work")
     outcome = run_edgeseq("export", run, "--out", tmp_path)
