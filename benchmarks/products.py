@@ -26,7 +26,7 @@ from edgeseq_runtime.signatures import GraphSignature
 SIZES = ((256, 256), (256, 1024), (1024, 256), (512, 2048), (256, 8000), (512, 32000))
 ROWS = (1, 4, 8, 32, 160)
 WEIGHTS = 12e6  # bytes at 8 bits
-LAYER = nn.Identity()
+LAYER: nn.Module = nn.Identity()
 
 
 def open_product(compute_type: ComputeType, inner: int, outer: int) -> onnxruntime.InferenceSession:
@@ -61,11 +61,12 @@ def time_rows(sessions: list[onnxruntime.InferenceSession], x: np.ndarray) -> fl
 @click.option("--rounds", type=int, default=15, show_default=True)
 def main(rounds: int) -> None:
     """Measures and prints the table; the module's description is the command's help."""
+    ranges = {LAYER: ActivationRange(-4.0, 4.0)}
     types: dict[str, ComputeType] = {
         "float32": Float32(),
-        "int8": Int8({LAYER: ActivationRange(-4.0, 4.0)}),
-        "int8-weights": BlockwiseWeights(8),
-        "int4": BlockwiseWeights(4),
+        "int8": Int8(ranges),
+        "int8-weights": BlockwiseWeights(8, ranges),
+        "int4": BlockwiseWeights(4, ranges),
     }
     click.echo("| in × out | rows | " + " | ".join(f"{name}, µs" for name in types) + " |")
     click.echo("|---" * (2 + len(types)) + "|")

@@ -18,6 +18,7 @@ from edgeseq.bench.timing import Shape, Timing, time_depths
 from edgeseq_runtime.engine import Engine
 from edgeseq_runtime.manifest import ModelFacts
 from edgeseq_runtime.policy import DepthPolicy
+from edgeseq_runtime.shortlist import Shortlist
 
 
 @dataclass(frozen=True)
@@ -32,6 +33,8 @@ class Measurement:
     shape: Shape
     """Of a batch; each process has one."""
     rounds: int
+    shortlist: Shortlist | None = None
+    """Chooses the pieces that tokens are chosen from."""
 
 
 @dataclass(frozen=True)
@@ -78,7 +81,7 @@ def _share(start: Barrier) -> None:
 
 def _measure(measurement: Measurement) -> Measured:
     try:
-        engine = Engine(measurement.folder, measurement.model, measurement.device)
+        engine = Engine(measurement.folder, measurement.model, measurement.device, measurement.shortlist)
     finally:
         assert _start is not None, "set when the process was made"
         _start.wait()

@@ -64,6 +64,7 @@ class _Endless:
         self._engine = engine
         self._depths: IntArray | None = None
         self.adopt = engine.adopt
+        self.count_candidates = engine.count_candidates
 
     def encode(self, sources: Sequence[Sequence[int]], policy: DepthPolicy) -> DecoderState:
         self._depths = policy.depths if isinstance(policy, Replayed) else None
@@ -95,6 +96,8 @@ class _Rounds:
     encoder_seconds: list[float] = field(default_factory=list)
     found: list[Hypothesis] = field(default_factory=list)
     """Of the newest decode."""
+    candidates: list[int] = field(default_factory=list)
+    """Pieces that the tokens of each of them were chosen from."""
 
 
 def time_depths(
@@ -151,6 +154,7 @@ def _decode(
     entry.found = greedy(decoder, sources, policy, [shape.target_length] * len(sources))
     entry.seconds.append(time.perf_counter() - started)
     entry.encoder_seconds.append(decoder.encoder_seconds)
+    entry.candidates = [decoder.count_candidates(source) for source in sources]
 
 
 def _timing(model: ModelFacts, policy: DepthPolicy, shape: Shape, entry: _Rounds) -> Timing:
@@ -160,7 +164,11 @@ def _timing(model: ModelFacts, policy: DepthPolicy, shape: Shape, entry: _Rounds
     )
     tokens = shape.batch_size * shape.target_length
     flops = sum(
-        (decoder_flops(model, shape.source_length, found.depths, policy) for found in entry.found), DecoderFlops()
+        (
+            decoder_flops(model, shape.source_length, found.depths, policy, candidates)
+            for found, candidates in zip(entry.found, entry.candidates, strict=True)
+        ),
+        DecoderFlops(),
     )
     return Timing(
         depth=policy.name,

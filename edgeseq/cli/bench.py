@@ -53,6 +53,12 @@ _AVERAGE = re.compile(r"[0-9]+\.[0-9]+")
     help="A depth; or an average with a decimal point such as 2.4: depths of a real model's tokens, scaled to it; or "
     "any depth policy of the bundle. Repeat it to measure several in turn.",
 )
+@click.option(
+    "--shortlist",
+    "uses_shortlist",
+    is_flag=True,
+    help="Choose tokens from each sentence's shortlist: the bundle's, or with --random one of 600 pieces.",
+)
 @click.option("--rounds", type=_COUNT, default=7, show_default=True, help="Turns of each depth; medians count.")
 @threads_option
 @device_option
@@ -69,6 +75,7 @@ def command(
     source_length: int,
     target_length: int,
     depths: tuple[str, ...],
+    uses_shortlist: bool,
     rounds: int,
     threads: int,
     device: str,
@@ -86,24 +93,28 @@ def command(
     shape = Shape(batch_size, source_length, target_length)
     if bundle is not None:
         from edgeseq_runtime.bundle import load_bundle
+        from edgeseq_runtime.translator import chosen_shortlist
 
         loaded = load_bundle(bundle)
         facts, what = loaded.manifest.model, loaded.manifest.compute_type
         halting = [f"{entry.name}:0.5" for entry in loaded.manifest.predictors if entry.kind == "halting"]
         deciding = loaded.policy(halting[0] if halting else "full")
         policies = [_replayed(depth, facts, shape, deciding) or loaded.policy(depth) for depth in depths]
-        measured = time_in_processes(Measurement(loaded.path, facts, device, policies, shape, rounds), threads)
+        shortlist = chosen_shortlist(loaded) if uses_shortlist else None
+        measurement = Measurement(loaded.path, facts, device, policies, shape, rounds, shortlist)
+        measured = time_in_processes(measurement, threads)
     else:
         from edgeseq_export.random_models import RandomSizes, write_random_model
 
         sizes = RandomSizes(dim, ffn, vocab, encoder_blocks or blocks, blocks)
         with tempfile.TemporaryDirectory(prefix="edgeseq-bench-") as name:
             folder = Path(name)
-            model = write_random_model(folder, sizes, compute_type)
+            model = write_random_model(folder, sizes, compute_type, shortlist=uses_shortlist)
             facts, what = model.facts, compute_type
             deciding = model.halting_policy()
             policies = [_replayed(depth, facts, shape, deciding) or _fixed(depth, facts) for depth in depths]
-            measured = time_in_processes(Measurement(folder, facts, device, policies, shape, rounds), threads)
+            measurement = Measurement(folder, facts, device, policies, shape, rounds, model.shortlist)
+            measured = time_in_processes(measurement, threads)
     for line in _table(measured.timings):
         click.echo(line, err=True)
     setting = {
@@ -112,6 +123,7 @@ def command(
         "target_length": target_length,
         "compute_type": what,
         "threads": threads,
+        "shortlist": uses_shortlist,
         "provider": measured.provider,
         "parameters": facts.parameters,
     }

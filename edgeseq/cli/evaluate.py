@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 
 import click
 
-from edgeseq.cli.options import beam_size_option, device_option, length_penalty_option
+from edgeseq.cli.options import beam_size_option, device_option, length_penalty_option, shortlist_option
 
 if TYPE_CHECKING:
     from edgeseq.evaluation.policies import PolicyErrorRates, PolicyResult
@@ -43,6 +43,7 @@ _FILE = click.Path(path_type=Path)
 )
 @beam_size_option
 @length_penalty_option
+@shortlist_option
 @device_option
 def command(
     model: str,
@@ -53,6 +54,7 @@ def command(
     batch_size: int,
     beam_size: int,
     length_penalty: float,
+    shortlist: bool,
     device: str,
 ) -> None:
     """Measure quality, depth, FLOPs and speed of depth policies on a test set.
@@ -73,11 +75,11 @@ def command(
     results: Sequence[PolicyResult | PolicyErrorRates]
     if ref is not None:
         sources, translations = map(list, zip(*read_parallel(src, ref), strict=True))
-        translator = Translator(model, device=device)
+        translator = Translator(model, device=device, shortlist=shortlist)
         results = evaluate_policies(translator, sources, translations, _policies(translator, depths), batch_size, beam)
     elif refs is not None:
         sources, references = read_words(src, refs)
-        translator = Translator(model, device=device)
+        translator = Translator(model, device=device, shortlist=shortlist)
         results = evaluate_error_rates(translator, sources, references, _policies(translator, depths), batch_size, beam)
     for line in _table(results):
         click.echo(line, err=True)

@@ -32,6 +32,20 @@ _FILE = click.Path(path_type=Path)
 @click.option(
     "--keep-float32", multiple=True, metavar="GRAPH", help="A graph that stays float32, such as head; may be repeated."
 )
+@click.option(
+    "--shortlist",
+    is_flag=True,
+    help="Let users choose tokens from a shortlist of pieces for each sentence (translate --shortlist), made from "
+    "alignments of the training text. Needs validation text, on which what it changes is measured.",
+)
+@click.option(
+    "--shortlist-best",
+    type=click.IntRange(min=1),
+    default=100,
+    show_default=True,
+    metavar="N",
+    help="Target pieces that each piece of a sentence brings into its shortlist: fewer are faster and change more.",
+)
 def command(
     run: Path,
     bundle: Path,
@@ -39,6 +53,8 @@ def command(
     valid_ref: Path | None,
     compute_type: ComputeTypeName,
     keep_float32: tuple[str, ...],
+    shortlist: bool,
+    shortlist_best: int,
 ) -> None:
     """Turn the training run RUN into a bundle.
 
@@ -53,6 +69,7 @@ def command(
     validation = None
     if valid_src is not None and valid_ref is not None:
         validation = ValidationText(valid_src, valid_ref)
-    manifest = export_run(run, bundle, validation, compute_type, keep_float32)
+    best = shortlist_best if shortlist else None
+    manifest = export_run(run, bundle, validation, compute_type, keep_float32, best)
     size = sum(entry.size for entry in manifest.entries)
     click.echo(f"{bundle}: {len(manifest.graphs)} graphs, {size / 2**20:.1f} MiB", err=True)

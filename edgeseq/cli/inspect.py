@@ -62,6 +62,9 @@ def describe(bundle: "Bundle") -> Iterator[str]:
         units = {1: "one unit for all blocks"}.get(entry.rows, f"{entry.rows} units")
         yield _field("Predictor", f"{entry.name}: {entry.kind}, {units}; learnt {entry.training}")
     yield _field("Depths", "; ".join(available_policies(manifest, bundle.calibration)))
+    if manifest.shortlist is not None:
+        best, frequent = manifest.shortlist.best, manifest.shortlist.frequent
+        yield _field("Shortlist", f"{best} target pieces of each source piece, {frequent} frequent ones (--shortlist)")
     yield from _describe_quality(manifest)
     if bundle.calibration is not None:
         yield from _describe_calibration(bundle.calibration)
@@ -164,6 +167,9 @@ def _describe_graphs(manifest: "Manifest") -> Iterator[str]:
     yield ""
     if manifest.quantisation is not None:
         yield manifest.quantisation.describe()
+        yield ""
+    if manifest.shortlist is not None and manifest.shortlist.report is not None:
+        yield manifest.shortlist.report.describe()
         yield ""
     in_float32 = "" if manifest.compute_type == "float32" else ", in float32"
     yield f"Graphs, and their largest difference from the torch modules they come from{in_float32}"

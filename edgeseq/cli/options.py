@@ -19,6 +19,12 @@ device_option = click.option(
     show_default=True,
     help="Where to compute; auto takes CUDA where the installed onnxruntime has it.",
 )
+shortlist_option = click.option(
+    "--shortlist",
+    is_flag=True,
+    help="Choose tokens from each sentence's shortlist of pieces only: faster where the vocabulary is large, and some "
+    "translations change. The bundle must have been exported with --shortlist; edgeseq inspect says what it changes.",
+)
 beam_size_option = click.option(
     "--beam-size",
     type=click.IntRange(min=1),

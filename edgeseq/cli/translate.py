@@ -10,7 +10,13 @@ from typing import TYPE_CHECKING
 import click
 
 from edgeseq.cli.depth_view import DepthView, output_takes_colours, takes_colours
-from edgeseq.cli.options import beam_size_option, device_option, length_penalty_option, threads_option
+from edgeseq.cli.options import (
+    beam_size_option,
+    device_option,
+    length_penalty_option,
+    shortlist_option,
+    threads_option,
+)
 from edgeseq.cli.streams import STANDARD, LenientLines, open_output, warn
 from edgeseq.cli.translators import open_translator
 
@@ -55,6 +61,7 @@ INPUT_REPAIRED = 2
     help="Sentences decoded together; lines are read ahead to batch similar lengths. With 1, and one "
     "thread, each line is answered before the next is read.",
 )
+@shortlist_option
 @threads_option
 @device_option
 @click.option(
@@ -116,6 +123,7 @@ def command(
     output_path: str,
     depth: str | None,
     batch_size: int,
+    shortlist: bool,
     threads: int,
     device: str,
     max_length: int | None,
@@ -144,7 +152,7 @@ def command(
     beam = BeamOptions(beam_size, length_penalty, n_best, min_length, no_repeat_ngram)
     with contextlib.ExitStack() as stack:
         lines = stack.enter_context(LenientLines(input_path))
-        translator = open_translator(stack, model, depth, device, threads)
+        translator = open_translator(stack, model, depth, device, threads, shortlist=shortlist)
         stack.enter_context(_warnings_as_lines())
         output = stack.enter_context(open_output(output_path))
         trace = stack.enter_context(open_output(trace_path)) if trace_path else None

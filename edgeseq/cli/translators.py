@@ -9,7 +9,13 @@ if TYPE_CHECKING:
 
 
 def open_translator(
-    stack: ExitStack, model: str | Path, depth: str | None, device: str, threads: int
+    stack: ExitStack,
+    model: str | Path,
+    depth: str | None,
+    device: str,
+    threads: int,
+    *,
+    shortlist: bool = False,
 ) -> "Translator | TranslatorPool":
     """Load a bundle, into this process or, with several threads, into as many others.
 
@@ -19,6 +25,7 @@ def open_translator(
         depth: Depth policy of all translations; None for the bundle's own.
         device: ``auto``, ``cpu`` or ``cuda``.
         threads: Processor cores to use.
+        shortlist: Whether tokens are chosen from each sentence's shortlist.
 
     Raises:
         EdgeseqRuntimeError: The bundle, the policy or the device cannot be used.
@@ -26,5 +33,7 @@ def open_translator(
     from edgeseq_runtime import Translator, TranslatorPool
 
     if threads == 1:
-        return Translator(model, depth=depth, device=device)
-    return stack.enter_context(TranslatorPool(model, processes=threads, depth=depth, device=device))
+        return Translator(model, depth=depth, device=device, shortlist=shortlist)
+    return stack.enter_context(
+        TranslatorPool(model, processes=threads, depth=depth, device=device, shortlist=shortlist)
+    )

@@ -89,12 +89,12 @@ class FlopsMeter:
         step = self._engine.step(state.state, tokens, parents, depths)
         if parents is not None:
             state.rows.select(parents)
-        self.flops += self._count(state.rows, step.depths, state.state.policy)
+        self.flops += self._count(state, step.depths)
         state.rows.positions += 1
         return step
 
-    def _count(self, rows: _Rows, depths: IntArray, policy: DepthPolicy) -> DecoderFlops:
-        model = self._model
+    def _count(self, state: _Watched, depths: IntArray) -> DecoderFlops:
+        model, rows, policy = self._model, state.rows, state.state.policy
         blocks = cross = backfill = decisions = 0
         for block, reach in enumerate(model.decoder_reaches, start=1):
             visiting = (depths >= block).nonzero()[0]
@@ -109,8 +109,10 @@ class FlopsMeter:
             if block < self.full_depth:
                 decisions += len(visiting) * policy.decision_flops(block)
             filled[visiting], entered[visiting] = positions + 1, True
-        heads = sum(heads_run(depth, self.full_depth, policy) for depth in depths.tolist())
-        return DecoderFlops(blocks, cross, backfill, decisions, 2 * model.vocab_size * model.dim * heads)
+        chosen = state.state.candidates
+        columns = np.full(len(depths), model.vocab_size) if chosen is None else chosen.sizes
+        heads = [heads_run(depth, self.full_depth, policy) for depth in depths.tolist()]
+        return DecoderFlops(blocks, cross, backfill, decisions, 2 * model.dim * int((columns * heads).sum()))
 
 
 def beam_flops(

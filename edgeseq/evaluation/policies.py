@@ -185,5 +185,11 @@ def count_flops(translator: Translator, translations: Sequence[Translation], pol
     """Adds up the decoder FLOPs of translations that a policy made by greedy search."""
     total = DecoderFlops()
     for translation in translations:
-        total += decoder_flops(translator.manifest.model, translation.source_pieces, translation.depths, policy)
+        total += decoder_flops(
+            translator.manifest.model,
+            translation.source_pieces,
+            translation.depths,
+            policy,
+            translation.candidates,
+        )
     return total

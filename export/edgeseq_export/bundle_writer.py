@@ -22,7 +22,7 @@ from edgeseq.models import Seq2Seq
 from edgeseq.training.run import load_run
 from edgeseq_export.activation_ranges import ActivationRange, measure_ranges
 from edgeseq_export.compute_types import choose_arithmetic
-from edgeseq_export.decoding_parity import MAX_TIE_SHARE, TIE_MARGIN, compare_decoding
+from edgeseq_export.decoding_parity import MAX_TIE_SHARE, TIE_MARGIN, add_counts, compare_decoding
 from edgeseq_export.errors import ExportError
 from edgeseq_export.facts import model_facts, predictor_entry
 from edgeseq_export.graphs import split_model
@@ -37,6 +37,7 @@ from edgeseq_export.quantisation import (
     measure_quantisation,
     problems,
 )
+from edgeseq_export.shortlists import SHORTLIST_FILE, ShortlistTables, make_tables, measure_shortlist
 from edgeseq_export.weights_file import WEIGHTS_FILE, gather_weights
 from edgeseq_runtime import Translator, __version__
 from edgeseq_runtime.atomic import publish_directory, write_file
@@ -45,8 +46,9 @@ from edgeseq_runtime.engine import Engine
 from edgeseq_runtime.known_answers import answer, asked_graphs, tensor_names
 from edgeseq_runtime.manifest import MANIFEST_FILE, Manifest, ModelFacts, Provenance, TokenizerFacts
 from edgeseq_runtime.predictors import CertaintyUnits, DepthClassifier, HaltingUnits, Predictor
-from edgeseq_runtime.records import ComputeTypeName
+from edgeseq_runtime.records import CandidateWeights, ComputeTypeName
 from edgeseq_runtime.reports import ParityReport, ParityRow, QuantisationReport
+from edgeseq_runtime.shortlist import Shortlist
 from edgeseq_runtime.signatures import expected_signatures
 from edgeseq_runtime.tokenizer import EOS_ID, Tokenizer
 
@@ -85,6 +87,7 @@ def export_run(
     validation: ValidationText | None,
     compute_type: ComputeTypeName = "float32",
     keep_float32: Collection[str] = (),
+    shortlist_best: int | None = None,
 ) -> Manifest:
     """Exports a training run.
 
@@ -95,61 +98,104 @@ def export_run(
             float32 need it.
         compute_type: how graphs keep their weights and multiply by them.
         keep_float32: names of graphs that stay float32, such as `head`.
+        shortlist_best: target pieces that a source piece brings into a sentence's shortlist; None for a bundle without
+            shortlists. They need validation text, tied exit heads, and the token ids that the run was trained on.
 
     Returns:
         The manifest of the bundle.
 
     Raises:
         ExportError: a graph, or a decode, differs from torch, or the compute type changes too much; nothing is written
-            then. Or there is no validation text where it is needed, or no graph of a name.
+            then. Or there is no validation text where it is needed, no graph of a name, or no way to a shortlist.
         EdgeseqError: the run or the validation text cannot be read.
         OSError: the bundle cannot be written.
     """
-    if compute_type != "float32" and validation is None:
-        raise ExportError(
-            f"compute type {compute_type!r} is measured against float32 on validation text: give some "
-            "(--valid-src and --valid-ref), or export float32"
-        )
+    if validation is None:
+        _check_needs_no_text(compute_type, shortlist=shortlist_best is not None)
     config, tokenizer, model = load_run(run)
-    pairs = None if validation is None else list(read_parallel(validation.src, validation.ref))
-    if validation is not None and not any(source.strip() for source, _ in pairs or ()):
-        raise ExportError(f"{validation.src} has no line that is not blank: give validation text")
+    pairs = None if validation is None else _read_pairs(validation)
     facts = model_facts(config.model, model, tokenizer.vocab_size)
     _check_names(facts, keep_float32)
+    tables = None if shortlist_best is None else make_tables(run, facts, shortlist_best)
     bundle.parent.mkdir(parents=True, exist_ok=True)
     with publish_directory(bundle, marker=MANIFEST_FILE) as folder, ExitStack() as stack:
         float32_folder = folder
         if compute_type != "float32":
             float32_folder = Path(stack.enter_context(TemporaryDirectory(prefix="edgeseq-float32-")))
-        rows = _write_graphs(model, facts, float32_folder)
+        shortlist = None if tables is None else tables.open("float32")
+        rows = _write_graphs(model, facts, float32_folder, shortlist)
         _LOGGER.info("%s", format_rows(rows))
         write_file(folder / TOKENIZER_FILE, tokenizer.model_bytes)
         predictors = _write_predictors(model, folder)
         sources = _parity_sources(tokenizer, None if pairs is None else [source for source, _ in pairs])
-        parity = _compare_decodes(model, facts, float32_folder, predictors, sources, rows)
+        parity = _compare_decodes(model, facts, float32_folder, predictors, sources, rows, shortlist)
         if compute_type != "float32":
             assert pairs is not None, "checked above"
             arithmetic = choose_arithmetic(compute_type, _measure_ranges(model, tokenizer, pairs), keep_float32)
-            for part in split_model(model, facts):
+            if tables is not None and "head" not in keep_float32:
+                shortlist = tables.open("int8")
+            for part in split_model(model, facts, _weights_of(shortlist)):
                 graph = write_graph(part, arithmetic)
                 write_file(folder / part.signature.file, graph.SerializeToString(deterministic=True))
         gather_weights(folder)
+        if tables is not None:
+            tables.write(folder)
         if compute_type != "float32":
             _write_known_answers(facts, folder)
-        manifest = _build_manifest(config, model, facts, folder, compute_type, parity)
+        manifest = _build_manifest(config, model, facts, folder, compute_type, parity, shortlist)
         write_file(folder / MANIFEST_FILE, manifest.to_bytes())
         # Opening it runs all checks a user's runtime will run.
         translator = Translator(folder, depth="full", device="cpu")
         if pairs is not None:
-            measured = measure_policies(translator, *map(list, zip(*pairs, strict=True)))
-            _log_measured(measured)
-            manifest = manifest.model_copy(
-                update={"quality": measured.quality, "operating_points": measured.operating_points}
-            )
-            write_file(folder / MANIFEST_FILE, manifest.to_bytes())
-            if compute_type != "float32":
-                manifest = manifest.model_copy(update={"quantisation": _pass_gate(folder, float32_folder, pairs)})
-                write_file(folder / MANIFEST_FILE, manifest.to_bytes())
+            manifest = _measure(translator, float32_folder, pairs, tables)
+    return manifest
+
+
+def _check_needs_no_text(compute_type: ComputeTypeName, *, shortlist: bool) -> None:
+    if compute_type != "float32":
+        raise ExportError(
+            f"compute type {compute_type!r} is measured against float32 on validation text: give some "
+            "(--valid-src and --valid-ref), or export float32"
+        )
+    if shortlist:
+        raise ExportError(
+            "what a shortlist changes is measured on validation text: give some (--valid-src and --valid-ref), or "
+            "export without --shortlist"
+        )
+
+
+def _read_pairs(validation: ValidationText) -> list[tuple[str, str]]:
+    pairs = list(read_parallel(validation.src, validation.ref))
+    if not any(source.strip() for source, _ in pairs):
+        raise ExportError(f"{validation.src} has no line that is not blank: give validation text")
+    return pairs
+
+
+def _measure(
+    translator: Translator, float32_folder: Path, pairs: list[tuple[str, str]], tables: ShortlistTables | None
+) -> Manifest:
+    """Measures the bundle on validation text, and has its manifest tell what came of it.
+
+    Raises:
+        ExportError: the compute type changes too much.
+    """
+    folder, manifest = translator.bundle.path, translator.manifest
+    measured = measure_policies(translator, *map(list, zip(*pairs, strict=True)))
+    _log_measured(measured)
+    manifest = _complete(folder, manifest, quality=measured.quality, operating_points=measured.operating_points)
+    if manifest.compute_type != "float32":
+        manifest = _complete(folder, manifest, quantisation=_pass_gate(folder, float32_folder, pairs))
+    if tables is not None and manifest.shortlist is not None:
+        report = measure_shortlist(folder, pairs, tables.pairs)
+        _LOGGER.info("%s", report.describe())
+        manifest = _complete(folder, manifest, shortlist=manifest.shortlist.model_copy(update={"report": report}))
+    return manifest
+
+
+def _complete(folder: Path, manifest: Manifest, **found: object) -> Manifest:
+    """Writes the manifest once more, with what has been measured."""
+    manifest = manifest.model_copy(update=found)
+    write_file(folder / MANIFEST_FILE, manifest.to_bytes())
     return manifest
 
 
@@ -162,9 +208,13 @@ def _check_names(facts: ModelFacts, keep_float32: Collection[str]) -> None:
         raise ExportError(f"there is no graph {unknown[0]!r} to keep in float32; the graphs are {', '.join(known)}")
 
 
-def _write_graphs(model: Seq2Seq, facts: ModelFacts, folder: Path) -> list[ParityRow]:
+def _weights_of(shortlist: Shortlist | None) -> CandidateWeights | None:
+    return None if shortlist is None else shortlist.facts.weights
+
+
+def _write_graphs(model: Seq2Seq, facts: ModelFacts, folder: Path, shortlist: Shortlist | None) -> list[ParityRow]:
     rows = []
-    for seed, part in enumerate(split_model(model, facts), start=_SEED):
+    for seed, part in enumerate(split_model(model, facts, _weights_of(shortlist)), start=_SEED):
         graph = write_graph(part)
         write_file(folder / part.signature.file, graph.SerializeToString(deterministic=True))
         rows.append(compare_graph(part, facts, graph, seed))
@@ -263,9 +313,14 @@ def _compare_decodes(
     predictors: dict[str, Predictor],
     sources: list[list[int]],
     rows: list[ParityRow],
+    shortlist: Shortlist | None,
 ) -> ParityReport:
-    engine = Engine(folder, facts, device="cpu")
-    decoding = compare_decoding(model, engine, predictors, sources, _PARITY_LENGTH, _SEED)
+    engines = [Engine(folder, facts, device="cpu")]
+    if shortlist is not None:
+        engines.append(Engine(folder, facts, device="cpu", shortlist=shortlist))
+    decoding = add_counts(
+        [compare_decoding(model, engine, predictors, sources, _PARITY_LENGTH, _SEED) for engine in engines]
+    )
     summary = (
         f"{decoding.sentences} forced decodes, {decoding.tokens} tokens, {decoding.decisions} decisions: "
         f"{decoding.disagreements} differ, {decoding.ties} ties"
@@ -286,18 +341,21 @@ def _build_manifest(
     folder: Path,
     compute_type: ComputeTypeName,
     parity: ParityReport,
+    shortlist: Shortlist | None,
 ) -> Manifest:
     files = [describe_file(folder, WEIGHTS_FILE, "weights"), describe_file(folder, TOKENIZER_FILE, "tokenizer")]
     if config.predictors:
         files.append(describe_file(folder, PREDICTORS_FILE, "predictors"))
     if compute_type != "float32":
         files.append(describe_file(folder, KNOWN_ANSWERS_FILE, "known_answers"))
+    if shortlist is not None:
+        files.append(describe_file(folder, SHORTLIST_FILE, "shortlist"))
     return Manifest(
         edgeseq_version=__version__,
         created=dt.datetime.now(tz=dt.UTC).date().isoformat(),
         compute_type=compute_type,
         model=facts,
-        graphs=[describe_graph(folder, signature) for signature in expected_signatures(facts)],
+        graphs=[describe_graph(folder, each) for each in expected_signatures(facts, _weights_of(shortlist))],
         files=files,
         tokenizer=TokenizerFacts(pieces=facts.vocab_size),
         predictors=[
@@ -308,6 +366,7 @@ def _build_manifest(
         quality=[],
         parity=parity,
         quantisation=None,
+        shortlist=None if shortlist is None else shortlist.facts,
         provenance=Provenance(licence=config.data.licence, data=config.data.description),
     )
 

@@ -43,6 +43,17 @@ class Product:
     """Name of the result, where it is an output of the graph."""
 
 
+@dataclass(frozen=True)
+class CandidateHead:
+    """An exit head whose weights for candidates are to be taken from a table."""
+
+    table: Tensor
+    """(vocab, d), times `scale` the head's weight."""
+    scale: float
+    reader: nn.Module
+    """The module that reads the exit states."""
+
+
 class ComputeType(Protocol):
     """A way to write products and tables."""
 
@@ -51,6 +62,15 @@ class ComputeType(Protocol):
 
     def look_up(self, writer: GraphWriter, table: Tensor, ids: str) -> str:
         """Adds rows of a table (entries, d), chosen by ids of any shape, and returns their name: (..., d)."""
+
+    def take_candidates(self, writer: GraphWriter, head: CandidateHead, ids: str) -> None:
+        """Adds a head's weights for candidates, ids (rows, candidates): `candidate_weights` and what goes with them."""
+
+    def multiply_candidates(self, writer: GraphWriter, x: str, reader: nn.Module) -> str:
+        """Adds the products of activations (rows, d), each row with its own candidates: (rows, candidates).
+
+        `reader` is the module that reads x.
+        """
 
 
 class Float32:
@@ -68,12 +88,32 @@ class Float32:
         """Adds rows of a table."""
         return writer.add("Gather", writer.constant(table), ids)
 
+    def take_candidates(self, writer: GraphWriter, head: CandidateHead, ids: str) -> None:
+        """Adds weights for candidates."""
+        rows = writer.add("Mul", writer.add("Gather", writer.constant(head.table), ids), writer.scalar(head.scale))
+        writer.add("Transpose", rows, perm=[0, 2, 1], output="candidate_weights")
+
+    def multiply_candidates(self, writer: GraphWriter, x: str, reader: nn.Module) -> str:
+        """Adds products with candidates."""
+        del reader
+        # A product of its own for each row, so that no row's bits depend on others.
+        products = writer.add("MatMul", writer.add("Unsqueeze", x, writer.integers(1)), "candidate_weights")
+        return writer.add("Squeeze", products, writer.integers(1))
+
 
 FLOAT32 = Float32()
 
 
 class _QuantisedTables:
-    """Tables of 8 bits, with a scale per row."""
+    """Tables of 8 bits, with a scale per row.
+
+    So are the weights for candidates: against float32 they are a quarter of what each step reads, and against runs
+    of a column (see `BlockwiseWeights`) the kernel needs no preparation, which would be once per sentence.
+    """
+
+    def __init__(self, ranges: Mapping[nn.Module, ActivationRange]) -> None:
+        """Takes what each module reads, as it was measured."""
+        self._ranges = ranges
 
     def look_up(self, writer: GraphWriter, table: Tensor, ids: str) -> str:
         """Adds rows of a table."""
@@ -82,13 +122,29 @@ class _QuantisedTables:
         of_rows = writer.add("Gather", writer.constant(scales[:, None]), ids)
         return writer.add("Mul", writer.add("Cast", rows, to=TensorProto.FLOAT), of_rows)
 
+    def take_candidates(self, writer: GraphWriter, head: CandidateHead, ids: str) -> None:
+        """Adds weights for candidates, and what their products with exit states of 8 bits are to be multiplied by."""
+        quantised, scales = quantise_columns(_array(head.table.T))
+        rows = writer.add("Gather", writer.constant(quantised.T), ids)
+        writer.add("Transpose", rows, perm=[0, 2, 1], output="candidate_weights")
+        x_scale, _ = self._ranges[head.reader].quantisation()
+        of_rows = writer.add("Gather", writer.constant(scales), ids)
+        writer.add("Mul", of_rows, writer.scalar(head.scale * x_scale), output="candidate_scales")
+
+    def multiply_candidates(self, writer: GraphWriter, x: str, reader: nn.Module) -> str:
+        """Adds products with candidates: of integers, exactly."""
+        scale, zero_point = self._ranges[reader].quantisation()
+        x_zero = writer.constant(np.array(zero_point, dtype=np.uint8))
+        x = writer.add("QuantizeLinear", x, writer.scalar(scale), x_zero)
+        x = writer.add("Unsqueeze", x, writer.integers(1))
+        products = writer.add(
+            "Squeeze", writer.add("MatMulInteger", x, "candidate_weights", x_zero), writer.integers(1)
+        )
+        return writer.add("Mul", writer.add("Cast", products, to=TensorProto.FLOAT), "candidate_scales")
+
 
 class Int8(_QuantisedTables):
     """`int8`: weights of 8 bits with a scale per column, activations of 8 bits with scales known beforehand."""
-
-    def __init__(self, ranges: Mapping[nn.Module, ActivationRange]) -> None:
-        """Takes what each module reads, as it was measured."""
-        self._ranges = ranges
 
     def multiply(self, writer: GraphWriter, product: Product) -> str:
         """Adds a product: of integers, exactly; its result is float32."""
@@ -117,8 +173,9 @@ class BlockwiseWeights(_QuantisedTables):
     Faster than `int8` for a row or two, since nothing else has to be quantised, and slower for many.
     """
 
-    def __init__(self, bits: int) -> None:
-        """Takes the bits of a weight, 8 or 4."""
+    def __init__(self, bits: int, ranges: Mapping[nn.Module, ActivationRange]) -> None:
+        """Takes the bits of a weight, 8 or 4, and what modules read."""
+        super().__init__(ranges)
         self._bits = bits
         # Of 128 and more, the kernel gives a row alone other last bits than rows together.
         self._run_lengths = {8: (64, 32, 16), 4: (32, 16)}[bits]
@@ -178,12 +235,13 @@ def choose_arithmetic(
         return all_float32
 
     def choose(role: GraphRole, block: int | None) -> ComputeType:
+        role = "head" if role in {"candidates", "shortlist_head"} else role
         if (role if block is None else f"{role}_{block}") in keep_float32:
             return FLOAT32
         if name == "int8" or role in {"encoder", "cross"}:
             return Int8(ranges)
         sensitive = role == "head" or (role, block) == ("block", 1)
-        return BlockwiseWeights(bits=4 if name == "int4" and not sensitive else 8)
+        return BlockwiseWeights(4 if name == "int4" and not sensitive else 8, ranges)
 
     return choose
 

@@ -102,7 +102,7 @@ def compare_decoding(
 
     Args:
         model: in evaluation mode.
-        engine: of the exported graphs.
+        engine: of the exported graphs. With a shortlist, it and torch choose among each sentence's candidates.
         predictors: the exported ones by name.
         sources: token ids, EOS last.
         max_length: greatest number of tokens per sentence.
@@ -136,6 +136,11 @@ def compare_decoding(
     )
 
 
+def add_counts(parts: Sequence[DecodingParity]) -> DecodingParity:
+    """Adds up comparisons of several engines."""
+    return DecodingParity(**{name: sum(getattr(part, name) for part in parts) for name in DecodingParity.model_fields})
+
+
 def _compare_batch(
     model: Seq2Seq,
     engine: Engine,
@@ -156,12 +161,15 @@ def _compare_batch(
     source, padding_mask = pad_sources(sources, torch.device("cpu"))
     memory = model.encoder(source, padding_mask)
     states = model.decoder(fed, memory, padding_mask, depths)
-    logits = _logits_at_depth(model, states, depths)
-    logits[..., [PAD_ID, BOS_ID]] = float("-inf")
-    told = _Told(model, states, memory, padding_mask)
-
     replay = _Replay(len(states))
     state = engine.encode(sources, replay)
+    by_block = [
+        _columns_of(model.decoder.exit_heads(exit_states, block), state)
+        for block, exit_states in enumerate(states, start=1)
+    ]
+    logits = _logits_at_depth(by_block, depths)
+    logits[..., [PAD_ID, BOS_ID]] = float("-inf")
+    told = _Told(model, states, by_block, memory, padding_mask)
     told.compare_sentences(predictors, state, count)
     for position in range(longest):
         replay.depths = depths[:, position].numpy()
@@ -176,14 +184,19 @@ def _compare_batch(
 class _Told:
     """What torch's predictors say of a batch, to be compared with those of the runtime."""
 
-    def __init__(self, model: Seq2Seq, states: list[Tensor], memory: Tensor, padding_mask: Tensor | None) -> None:
+    def __init__(
+        self,
+        model: Seq2Seq,
+        states: list[Tensor],
+        logits: list[Tensor],
+        memory: Tensor,
+        padding_mask: Tensor | None,
+    ) -> None:
         mean = mean_memory(memory, padding_mask)
         self._halting: dict[str, NDArray[np.float64]] = {}  # logits of chi, (B, T, N - 1)
         self._certainty: dict[str, NDArray[np.float64]] = {}  # logits of chi, (B, T, N - 1)
         self._token: dict[str, NDArray[np.float64]] = {}  # log q, (B, T, N)
         self._sentence: dict[str, NDArray[np.float64]] = {}  # log q, (B, N)
-        heads = model.decoder.exit_heads
-        logits = [heads(state, block) for block, state in enumerate(states, start=1)]
         for name in model.predictors:
             predictor = model.predictor(name)
             if isinstance(predictor, modules.HaltingUnits):
@@ -254,7 +267,15 @@ def _compare_choices(expected: NDArray[np.float64], found: NDArray[np.float64], 
     count.add(np.ones(len(choice), dtype=np.bool_), choice == found.argmax(axis=-1), margin)
 
 
-def _logits_at_depth(model: Seq2Seq, states: list[Tensor], depths: Tensor) -> Tensor:
-    logits = torch.stack([model.decoder.exit_heads(state, n) for n, state in enumerate(states, start=1)], dim=2)
+def _columns_of(logits: Tensor, state: DecoderState) -> Tensor:
+    """Picks what the engine computes of logits (B, T, V): with a shortlist, the columns of each row's candidates."""
+    if state.candidates is None:
+        return logits
+    ids = torch.from_numpy(state.candidates.ids).unsqueeze(1).expand(-1, logits.shape[1], -1)
+    return logits.gather(-1, ids) + torch.from_numpy(state.candidates.tensors["candidate_bias"]).unsqueeze(1)
+
+
+def _logits_at_depth(by_block: list[Tensor], depths: Tensor) -> Tensor:
+    logits = torch.stack(by_block, dim=2)
     index = (depths - 1)[..., None, None].expand(-1, -1, 1, logits.shape[-1])
-    return logits.gather(2, index).squeeze(2)  # (B, T, V)
+    return logits.gather(2, index).squeeze(2)  # (B, T, V or candidates)

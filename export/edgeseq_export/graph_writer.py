@@ -19,7 +19,12 @@ IR_VERSION = 10
 ONNXRUNTIME_DOMAIN = "com.microsoft"
 """Operators that onnxruntime has and ONNX has not."""
 
-_TYPES = {"float32": TensorProto.FLOAT, "int64": TensorProto.INT64, "bool": TensorProto.BOOL}
+_TYPES = {
+    "float32": TensorProto.FLOAT,
+    "int64": TensorProto.INT64,
+    "int8": TensorProto.INT8,
+    "bool": TensorProto.BOOL,
+}
 
 
 class GraphWriter:

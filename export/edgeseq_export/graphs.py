@@ -19,6 +19,7 @@ from edgeseq.models import Encoder, Seq2Seq
 from edgeseq.models.seq2seq import Decoder
 from edgeseq.modules import ConvolutionUnit, CrossAttention, DecoderBlock, ExitHeads, SelfAttention, TokenEmbedding
 from edgeseq_runtime.manifest import ModelFacts
+from edgeseq_runtime.records import CandidateWeights
 from edgeseq_runtime.signatures import GraphSignature, expected_signatures
 
 
@@ -164,8 +165,9 @@ def _in_order(rings: Tensor, order: Tensor) -> Tensor:
 class StepGraph(nn.Module):
     """A whole step of a row that is decoded alone: embedding, blocks until it stops, exit head."""
 
-    def __init__(self, decoder: Decoder, *, tied: bool) -> None:
+    def __init__(self, decoder: Decoder, *, tied: bool, shortlist: bool = False) -> None:
         super().__init__()
+        self.shortlist = shortlist
         self.embedding = decoder.embedding
         self.blocks = decoder.blocks
         self.exit_heads = decoder.exit_heads
@@ -180,6 +182,7 @@ class StepGraph(nn.Module):
         """
         number = len(self.blocks)
         rest = list(others)
+        candidates = [rest.pop(), rest.pop()][::-1] if self.shortlist else None
         stop_weights, stop_limits = (rest.pop(0), rest.pop(0)) if number > 1 else (None, None)
         states = rest.pop(0).clone()
         filled = rest.pop(0).clone() if number > 1 else None
@@ -210,7 +213,10 @@ class StepGraph(nn.Module):
             if exit_state[0, 0] @ stop_weights[index] > stop_limits[index]:
                 break
         states[now % len(states)] = x[0, 0]
-        logits = self.exit_heads(exit_state[:, 0], index + 1)
+        if candidates is None:
+            logits = self.exit_heads(exit_state[:, 0], index + 1)
+        else:
+            logits = candidate_logits(exit_state[:, 0], *candidates)
         depth = torch.tensor([index + 1])
         return (logits, depth, states, *(() if filled is None else (filled,)), *columns)
 
@@ -228,6 +234,36 @@ class HeadGraph(nn.Module):
         return self.heads(exit_states, self.block)
 
 
+class CandidatesGraph(nn.Module):
+    """candidates → candidate_weights, of a tied exit head."""
+
+    def __init__(self, decoder: Decoder) -> None:
+        super().__init__()
+        self.embedding = decoder.embedding
+        self.heads = decoder.exit_heads
+
+    def forward(self, candidates: Tensor) -> Tensor:
+        """Takes the head's weights for ids (rows, candidates): (rows, d, candidates)."""
+        return self.heads.weight(1)[candidates].transpose(1, 2)
+
+
+class ShortlistHeadGraph(nn.Module):
+    """exit_states, candidate_weights, candidate_bias → logits."""
+
+    def __init__(self, heads: ExitHeads) -> None:
+        super().__init__()
+        self.heads = heads
+
+    def forward(self, exit_states: Tensor, candidate_weights: Tensor, candidate_bias: Tensor) -> Tensor:
+        """Classifies (rows, d) into (rows, candidates)."""
+        return candidate_logits(exit_states, candidate_weights, candidate_bias)
+
+
+def candidate_logits(exit_states: Tensor, weights: Tensor, bias: Tensor) -> Tensor:
+    """Multiplies (rows, d) with each row's own weights (rows, d, candidates), and adds a bias (rows, candidates)."""
+    return torch.einsum("rd,rdc->rc", exit_states, weights) + bias
+
+
 @dataclass(frozen=True)
 class GraphPart:
     """A module and the signature of the graph it becomes."""
@@ -236,9 +272,9 @@ class GraphPart:
     module: nn.Module
 
 
-def split_model(model: Seq2Seq, facts: ModelFacts) -> Iterator[GraphPart]:
-    """Yields the parts of a model, in the order of `expected_signatures`."""
-    for signature in expected_signatures(facts):
+def split_model(model: Seq2Seq, facts: ModelFacts, shortlist: CandidateWeights | None = None) -> Iterator[GraphPart]:
+    """Yields the parts of a model, in the order of `expected_signatures`, whose arguments these are."""
+    for signature in expected_signatures(facts, shortlist):
         yield GraphPart(signature, _part(model, facts, signature).eval())
 
 
@@ -248,8 +284,14 @@ def _part(model: Seq2Seq, facts: ModelFacts, signature: GraphSignature) -> nn.Mo
         return EncoderGraph(model.encoder)
     if signature.role == "head":
         return HeadGraph(decoder.exit_heads, signature.block or 1)
-    if signature.role == "step":
-        return StepGraph(decoder, tied=facts.head == "tied")
+    if signature.role in ("step", "shortlist_step"):
+        return StepGraph(decoder, tied=facts.head == "tied", shortlist=signature.role == "shortlist_step")
+    if signature.role in ("candidates", "shortlist_head"):
+        return CandidatesGraph(decoder) if signature.role == "candidates" else ShortlistHeadGraph(decoder.exit_heads)
+    return _part_of_block(decoder, facts, signature)
+
+
+def _part_of_block(decoder: Decoder, facts: ModelFacts, signature: GraphSignature) -> nn.Module:
     assert signature.block is not None
     block = decoder.blocks[signature.block - 1]
     assert isinstance(block, DecoderBlock)

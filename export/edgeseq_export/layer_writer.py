@@ -5,7 +5,7 @@ from __future__ import annotations
 from torch import nn
 
 from edgeseq.modules import ExitHeads, TokenEmbedding
-from edgeseq_export.compute_types import ComputeType, Product
+from edgeseq_export.compute_types import CandidateHead, ComputeType, Product
 from edgeseq_export.graph_writer import GraphWriter
 from edgeseq_runtime.signatures import GraphSignature
 
@@ -43,6 +43,20 @@ class LayerWriter(GraphWriter):
     def exit_head(self, x: str, heads: ExitHeads, block: int, output: str | None) -> str:
         """Adds the exit head of a block, (rows, d) to (rows, vocab)."""
         return self.compute_type.multiply(self, Product(x, heads.weight(block).T, None, heads, output=output))
+
+    def take_candidates(self, heads: ExitHeads, embedding: TokenEmbedding, ids: str) -> None:
+        """Adds the weights of a tied exit head for candidates, ids (rows, candidates)."""
+        weight = heads.weight(1)
+        if weight is embedding.table.weight:  # then the table is that of the embedding, which is stored once
+            head = CandidateHead(weight * embedding.scale, 1 / embedding.scale, heads)
+        else:
+            head = CandidateHead(weight, 1.0, heads)
+        self.compute_type.take_candidates(self, head, ids)
+
+    def shortlist_head(self, x: str, heads: ExitHeads) -> str:
+        """Adds the exit head for each row's candidates, (rows, d) to (rows, candidates): the `logits`."""
+        products = self.compute_type.multiply_candidates(self, x, heads)
+        return self.add("Add", products, "candidate_bias", output="logits")
 
     def scaled_tokens(self, embedding: TokenEmbedding, tokens: str) -> str:
         """Adds the embeddings of tokens (...), without positions: (..., d)."""

@@ -40,7 +40,17 @@ from edgeseq_export.decoder_writer import (
     stop_score,
     write_block,
 )
-from edgeseq_export.graphs import BlockGraph, CrossGraph, EncoderGraph, FirstBlockGraph, GraphPart, HeadGraph, StepGraph
+from edgeseq_export.graphs import (
+    BlockGraph,
+    CandidatesGraph,
+    CrossGraph,
+    EncoderGraph,
+    FirstBlockGraph,
+    GraphPart,
+    HeadGraph,
+    ShortlistHeadGraph,
+    StepGraph,
+)
 from edgeseq_export.layer_writer import LayerWriter
 from edgeseq_export.step_writer import write_step
 
@@ -69,6 +79,10 @@ def write_graph(part: GraphPart, arithmetic: Arithmetic = all_float32) -> onnx.M
         _write_block(writer, module.block.block, module.embedding)
     elif isinstance(module, BlockGraph):
         _write_block(writer, module.block)
+    elif isinstance(module, CandidatesGraph):
+        writer.take_candidates(module.heads, module.embedding, "candidates")
+    elif isinstance(module, ShortlistHeadGraph):
+        writer.shortlist_head("exit_states", module.heads)
     else:
         assert isinstance(module, HeadGraph)
         writer.exit_head("exit_states", module.heads, module.block, output="logits")

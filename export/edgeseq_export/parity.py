@@ -23,6 +23,7 @@ TOLERANCE = 2e-5
 
 # (rows, source) of each comparison, 1 row among them.
 _SIZES = [(1, 4), (2, 12), (5, 36), (33, 8)]
+_CANDIDATES = 32
 _STEPS = 4
 _STOPPED_SHARE = 0.4
 _ROWS_ALONE = 3
@@ -81,12 +82,16 @@ def compare_graph(part: GraphPart, facts: ModelFacts, graph: onnx.ModelProto, se
     generator = torch.Generator().manual_seed(seed)
     worst = 0.0
     for rows, source in _SIZES:
-        if part.signature.role == "step":
+        if part.signature.role in ("step", "shortlist_step"):
             worst = max(worst, _compare_rows_alone(comparison, facts, rows, source, generator))
         elif part.signature.role == "block":
             worst = max(worst, _compare_steps(comparison, facts, rows, source, generator))
         else:
-            inputs = example_inputs(part.signature, {"rows": rows, "source": source, "cells": 2 * rows}, generator)
+            inputs = example_inputs(
+                part.signature,
+                {"rows": rows, "source": source, "cells": 2 * rows, "candidates": _CANDIDATES},
+                generator,
+            )
             worst = max(worst, comparison.run(inputs, inputs)[2])
     return ParityRow(graph=part.signature.file, shapes=len(_SIZES), max_abs_diff=worst, tolerance=TOLERANCE)
 
@@ -149,13 +154,14 @@ def _compare_rows_alone(
     signature = comparison.part.signature
     worst = 0.0
     for _ in range(min(rows, _ROWS_ALONE)):
-        wanted_feed = example_inputs(signature, {"source": source}, generator)
+        sizes = {"source": source, "candidates": _CANDIDATES}
+        wanted_feed = example_inputs(signature, sizes, generator)
         position = int(torch.randint(0, 2 * max(facts.decoder_reaches), (1,), generator=generator))
         if facts.decoder_blocks > 1:
             wanted_feed["filled"] = torch.randint(0, position + 1, (facts.decoder_blocks - 1,), generator=generator)
         found_feed = {name: value.clone() for name, value in wanted_feed.items()}
         for _ in range(_STEPS):
-            drawn = example_inputs(signature, {"source": source}, generator)
+            drawn = example_inputs(signature, sizes, generator)
             drawn["position"] = torch.tensor([position])
             for feed in (wanted_feed, found_feed):
                 feed.update({name: drawn[name] for name in ("tokens", "position_vectors", "position")})

@@ -23,6 +23,7 @@ from edgeseq_runtime.manifest import ModelFacts
 from edgeseq_runtime.policy import DepthPolicy
 from edgeseq_runtime.reports import QuantisationReport
 from edgeseq_runtime.search import Hypothesis, greedy, output_limit
+from edgeseq_runtime.signatures import expected_signatures
 from edgeseq_runtime.tokenizer import BOS_ID, PAD_ID, Tokenizer
 
 MAX_BLEU_LOSS = 0.3
@@ -124,18 +125,18 @@ def blame_graphs(
     float32_folder, quantised_folder = folders
     float32 = Engine(float32_folder, model, device="cpu")
     found = []
-    for graph in sorted(float32_folder.glob("*.onnx")):
-        if graph.name == "step.onnx":  # the other graphs once more
+    for signature in sorted(expected_signatures(model), key=lambda signature: signature.file):
+        if signature.role == "step":  # the other graphs once more
             continue
         with tempfile.TemporaryDirectory() as name:
             mixed = Path(name)
             for path in float32_folder.glob("*.onnx"):
                 shutil.copyfile(
-                    (quantised_folder if path.name == graph.name else float32_folder) / path.name, mixed / path.name
+                    (quantised_folder if path.name == signature.file else float32_folder) / path.name, mixed / path.name
                 )
             shutil.copyfile(quantised_folder / WEIGHTS_FILE, mixed / WEIGHTS_FILE)
             choices = compare_choices(float32, Engine(mixed, model, device="cpu"), policy, sources)
-        found.append((graph.name, choices))
+        found.append((signature.file, choices))
     return sorted(found, key=lambda pair: pair[1].token_agreement)
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from pathlib import Path
 
+import numpy as np
 import torch
 
 from edgeseq.config import ModelConfig, PredictorConfig, StackConfig
@@ -14,12 +15,14 @@ from edgeseq_export.compute_types import choose_arithmetic
 from edgeseq_export.facts import model_facts
 from edgeseq_export.graphs import split_model
 from edgeseq_export.onnx_graphs import write_graph
+from edgeseq_export.shortlists import ShortlistTables
 from edgeseq_export.weights_file import gather_weights
 from edgeseq_runtime.atomic import write_file
 from edgeseq_runtime.manifest import ModelFacts
 from edgeseq_runtime.policy import DepthPolicy, Halting, Thresholds
 from edgeseq_runtime.predictors import HaltingUnits
 from edgeseq_runtime.records import ComputeTypeName
+from edgeseq_runtime.shortlist import Shortlist
 from edgeseq_runtime.tokenizer import EOS_ID
 
 _KERNEL_SIZES = (3, 7, 15, 31)
@@ -27,6 +30,9 @@ _HEAD_DIM = 64
 _RANGE_PAIRS = 4
 _RANGE_LENGTH = 20
 _SEED = 1
+
+RANDOM_CANDIDATES = 600
+"""About as many as a shortlist of 100 target pieces a source piece has of a sentence of 20 pieces."""
 
 
 @dataclass(frozen=True)
@@ -46,6 +52,7 @@ class RandomModel:
 
     facts: ModelFacts
     halting: HaltingUnits
+    shortlist: Shortlist | None
 
     def halting_policy(self) -> DepthPolicy:
         """A depth policy that asks a unit after each block."""
@@ -54,16 +61,19 @@ class RandomModel:
         return Halting("halting", self.facts, self.halting, thresholds)
 
 
-def write_random_model(folder: Path, sizes: RandomSizes, compute_type: ComputeTypeName) -> RandomModel:
+def write_random_model(
+    folder: Path, sizes: RandomSizes, compute_type: ComputeTypeName, *, shortlist: bool = False
+) -> RandomModel:
     """Writes the graphs of a model with random weights; there is nothing else in the folder.
 
     Args:
         folder: an empty folder.
         sizes: of the model. Kernel sizes are 3, 7, 15, 31, 31 and so on, and a head has 64 channels.
         compute_type: of the graphs.
+        shortlist: whether there is one: about RANDOM_CANDIDATES pieces a sentence, or half of a smaller vocabulary.
 
     Returns:
-        Facts of the model and its halting units.
+        Facts of the model, its halting units and its shortlist.
 
     Raises:
         ValidationError: of pydantic: sizes that no model has.
@@ -87,10 +97,15 @@ def write_random_model(folder: Path, sizes: RandomSizes, compute_type: ComputeTy
         pieces = torch.randint(EOS_ID + 1, sizes.vocab_size, (2, _RANGE_PAIRS, _RANGE_LENGTH)).tolist()
         ranges = measure_ranges(model, list(zip(*pieces, strict=True)), _SEED)
     arithmetic = choose_arithmetic(compute_type, ranges)
-    for part in split_model(model, facts):
+    chosen = None
+    if shortlist:
+        ids = np.arange(sizes.vocab_size, dtype=np.uint16)
+        step = max(2, sizes.vocab_size // RANDOM_CANDIDATES)
+        chosen = ShortlistTables(ids[:, None], ids[::step], pairs=0).open("float32" if ranges is None else "int8")
+    for part in split_model(model, facts, None if chosen is None else chosen.facts.weights):
         graph = write_graph(part, arithmetic)
         write_file(folder / part.signature.file, graph.SerializeToString())
     gather_weights(folder)
     weights = dict(model.predictor(predictor.name).named_parameters())
     halting = HaltingUnits(*(weights[name].detach().numpy() for name in ("weight", "bias")))
-    return RandomModel(facts, halting)
+    return RandomModel(facts, halting, chosen)

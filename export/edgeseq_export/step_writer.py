@@ -52,6 +52,7 @@ class _StepWriter:
         self._blocks = cast("list[DecoderBlock]", list(step.blocks))
         self._exit_heads = step.exit_heads
         self._tied = step.tied
+        self._shortlist = step.shortlist
         convolutions = [cast("ConvolutionUnit", block.mixer).convolution for block in self._blocks]
         self._heads = convolutions[0].heads
         self._sizes = [convolution.kernel_size for convolution in convolutions]
@@ -66,7 +67,10 @@ class _StepWriter:
         result, x, *_ = self._write_block(1, x, [None if self._tied else "logits", None, "depth", *columns])
         if self._tied:
             writer.compute_type = self._arithmetic("head", None)
-            writer.exit_head(result, self._exit_heads, 1, output="logits")
+            if self._shortlist:
+                writer.shortlist_head(result, self._exit_heads)
+            else:
+                writer.exit_head(result, self._exit_heads, 1, output="logits")
         own = writer.reshape(writer.add("Mod", "position", writer.integers(self._reach)), 1, 1)
         writer.add("ScatterND", "states", own, x, output="next_states")
         if depth > 1:

@@ -6,4 +6,5 @@ import numpy.typing as npt
 FloatArray = npt.NDArray[np.float32]
 IntArray = npt.NDArray[np.int64]
 BoolArray = npt.NDArray[np.bool_]
-AnyArray = npt.NDArray[np.float32] | npt.NDArray[np.int64] | npt.NDArray[np.bool_]
+Int8Array = npt.NDArray[np.int8]
+AnyArray = FloatArray | IntArray | BoolArray | Int8Array

@@ -120,10 +120,13 @@ def beam_search(
         else:
             step = decoder.step(state, tokens, parents)
         logits = step.logits.reshape(len(beams), options.size, -1)
+        # All hypotheses of a sentence have the same candidates.
+        candidates = None if step.candidates is None else step.candidates[:: options.size]
         depths = step.depths.reshape(len(beams), options.size)
         continued = np.empty((len(beams), options.size), dtype=np.int64)
         for place, beam in enumerate(beams):
-            continued[place] = beam.advance(logits[place], depths[place])
+            of_place = None if candidates is None else candidates[place]
+            continued[place] = beam.advance(logits[place], depths[place], of_place)
         parents = continued + np.arange(0, len(continued) * options.size, options.size)[:, None]
         done = np.flatnonzero([beam.done for beam in beams])
         for place in done.tolist():
@@ -188,12 +191,13 @@ class _Beam:
         newest = [path.tokens[-1] if path.tokens else first for path in self._open]
         return newest + newest[-1:] * (self._options.size - len(newest))
 
-    def advance(self, logits: FloatArray, depths: IntArray) -> IntArray:
+    def advance(self, logits: FloatArray, depths: IntArray, candidates: IntArray | None = None) -> IntArray:
         """Take one step.
 
         Args:
-            logits: (size, vocab), of each open hypothesis' next token; may be written into.
+            logits: (size, columns), of each open hypothesis' next token; may be written into.
             depths: (size,), blocks used for it.
+            candidates: (columns,), the id of each column; None where they agree.
 
         Returns:
             (size,), for each row the row it continues.
@@ -203,12 +207,13 @@ class _Beam:
             self._forced += 1
             return np.arange(size)
         number = len(self._open)
-        token_scores = self._token_scores(logits[:number])
+        token_scores = self._token_scores(logits[:number], candidates)
         totals = token_scores + np.array([path.total for path in self._open], dtype=np.float32)[:, None]
         opened: list[tuple[int, _Path]] = []
         for rank, choice in enumerate(_best(totals.reshape(-1), 2 * size).tolist()):
-            row, token = divmod(choice, totals.shape[1])
-            path = self._open[row].extended(token, int(depths[row]), float(token_scores[row, token]))
+            row, column = divmod(choice, totals.shape[1])
+            token = column if candidates is None else int(candidates[column])
+            path = self._open[row].extended(token, int(depths[row]), float(token_scores[row, column]))
             if token != EOS_ID:
                 opened.append((row, path))
             elif rank < size:
@@ -236,14 +241,15 @@ class _Beam:
             for score, path in scored[: self._options.n_best]
         ]
 
-    def _token_scores(self, logits: FloatArray) -> FloatArray:
-        """Log-probabilities, -inf for what must not be chosen: (open hypotheses, vocab)."""
+    def _token_scores(self, logits: FloatArray, candidates: IntArray | None) -> FloatArray:
+        """Log-probabilities, -inf for what must not be chosen: (open hypotheses, columns)."""
         scores: FloatArray = logits - log_sum_exp(logits)[:, None]
         scores[:, [PAD_ID, BOS_ID]] = -np.inf
         if len(self._open[0].tokens) + 1 < self._options.min_length:
             scores[:, EOS_ID] = -np.inf
         for row, path in enumerate(self._open):
-            scores[row, _repeating(self._prefix + path.tokens, self._options.no_repeat_ngram)] = -np.inf
+            repeating = _repeating(self._prefix + path.tokens, self._options.no_repeat_ngram)
+            scores[row, repeating if candidates is None else np.isin(candidates, repeating)] = -np.inf
         return scores
 
 

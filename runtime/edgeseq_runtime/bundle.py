@@ -11,8 +11,10 @@ import stat
 from collections.abc import Iterable
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 import numpy as np
+import numpy.typing as npt
 
 from edgeseq_runtime.arrays import FloatArray
 from edgeseq_runtime.calibration import CALIBRATION_FILE, Calibration, parse_calibration
@@ -29,7 +31,8 @@ from edgeseq_runtime.manifest import (
 from edgeseq_runtime.policy import DepthPolicy
 from edgeseq_runtime.policy_names import operating_points, parse_policy
 from edgeseq_runtime.predictors import CertaintyUnits, DepthClassifier, HaltingUnits, Predictor
-from edgeseq_runtime.safetensors import read_safetensors
+from edgeseq_runtime.safetensors import TensorType, read_safetensors
+from edgeseq_runtime.shortlist import Shortlist
 from edgeseq_runtime.signatures import GraphSignature, expected_signatures
 from edgeseq_runtime.tokenizer import Tokenizer
 
@@ -53,6 +56,7 @@ class Bundle:
         calibration: What was measured of it on a machine; None where it was not.
         known_answers: Inputs and outputs by which a machine's 8-bit products are checked; see
             ``known_answers``. Empty for float32.
+        shortlist: Its vocabulary shortlist; None where it has none.
     """
 
     path: Path
@@ -62,6 +66,7 @@ class Bundle:
     predictors: dict[str, Predictor]
     calibration: Calibration | None = None
     known_answers: dict[str, FloatArray] = field(default_factory=dict)
+    shortlist: Shortlist | None = None
 
     @property
     def operating_points(self) -> dict[str, str]:
@@ -96,6 +101,7 @@ def load_bundle(path: str | Path) -> Bundle:
         predictors=_read_predictors(folder, manifest),
         known_answers={} if manifest.compute_type == "float32" else _read_tensors(folder, manifest, "known_answers"),
         calibration=_read_calibration(folder, sha256),
+        shortlist=_read_shortlist(folder, manifest),
     )
 
 
@@ -169,7 +175,8 @@ def _check_file(folder: Path, entry: GraphEntry | FileEntry) -> None:
 
 
 def _check_signatures(manifest: Manifest, folder: Path) -> None:
-    expected = {signature.file: signature for signature in expected_signatures(manifest.model)}
+    weights = None if manifest.shortlist is None else manifest.shortlist.weights
+    expected = {signature.file: signature for signature in expected_signatures(manifest.model, weights)}
     declared = {entry.file: entry for entry in manifest.graphs}
     problems = [f"graph {file} is missing" for file in expected if file not in declared]
     problems += [f"graph {file} is not expected" for file in declared if file not in expected]
@@ -230,11 +237,13 @@ def _read_calibration(folder: Path, sha256: str) -> Calibration | None:
     return parse_calibration(path.read_bytes(), path, sha256)
 
 
-def _read_tensors(folder: Path, manifest: Manifest, role: FileRole) -> dict[str, FloatArray]:
+def _read_tensors(
+    folder: Path, manifest: Manifest, role: FileRole, dtype: TensorType = "F32"
+) -> dict[str, npt.NDArray[Any]]:
     path = folder / _entry_of(manifest, role).file
     if path.stat().st_size > MAX_TENSORS_BYTES:
         raise BundleError(f"{path} has more than {MAX_TENSORS_BYTES} bytes, too large for {role.replace('_', ' ')}")
-    tensors = read_safetensors(path.read_bytes(), str(path))
+    tensors = read_safetensors(path.read_bytes(), str(path), dtype)
     if not all(np.isfinite(tensor).all() for tensor in tensors.values()):
         raise BundleError(f"{path} holds numbers that are not finite: export the model again")
     return tensors
@@ -258,3 +267,11 @@ def _read_predictors(folder: Path, manifest: Manifest) -> dict[str, Predictor]:
         )
         for entry in manifest.predictors
     }
+
+
+def _read_shortlist(folder: Path, manifest: Manifest) -> Shortlist | None:
+    if manifest.shortlist is None:
+        return None
+    tensors = _read_tensors(folder, manifest, "shortlist", "U16")
+    path = folder / _entry_of(manifest, "shortlist").file
+    return Shortlist(manifest.shortlist, manifest.model.vocab_size, tensors, str(path))

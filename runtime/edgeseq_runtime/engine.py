@@ -12,6 +12,8 @@ a column depends on its own copied state only.
 A sentence that is decoded alone takes its whole step in one graph, see ``row_alone``, unless the policy has to be asked
 on the way. Either way gives the same bits.
 
+With a shortlist, exit heads compute the logits of each row's candidates only, see ``shortlist``.
+
 The graphs read and write the state in place, through indices; see ``places`` and ``signatures``.
 
 On the CPU, hidden states are the same bits whatever a sentence's batch mates, order and padding,
@@ -23,8 +25,10 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 import numpy as np
+import numpy.typing as npt
 
 from edgeseq_runtime.arrays import AnyArray, BoolArray, FloatArray, IntArray
 from edgeseq_runtime.errors import DeviceError, InputError
@@ -34,6 +38,7 @@ from edgeseq_runtime.places import Layout, StepPlaces
 from edgeseq_runtime.policy import DepthPolicy, LinearStop
 from edgeseq_runtime.row_alone import RowAlone
 from edgeseq_runtime.sessions import CPU_PROVIDER, BoundGraph, Graphs, select_provider
+from edgeseq_runtime.shortlist import BatchCandidates, Shortlist, candidate_bias, pad_candidates
 from edgeseq_runtime.signatures import expected_signatures
 from edgeseq_runtime.sinusoids import Sinusoids
 from edgeseq_runtime.state import DecoderState, padded_length
@@ -51,13 +56,15 @@ class Step:
     """What one decoding step gives.
 
     Attributes:
-        logits: (rows, vocab), of the exit head after the block at which each row stopped. The next step
+        logits: (rows, columns), of the exit head after the block at which each row stopped. The next step
             of the same state may write into this memory.
         depths: (rows,), that block, from 1.
+        candidates: (rows, columns), the piece of each column; None where there is a column for every piece.
     """
 
     logits: FloatArray
     depths: IntArray
+    candidates: IntArray | None = None
 
 
 class Engine:
@@ -65,22 +72,27 @@ class Engine:
 
     Attributes:
         full_depth: Number of decoder blocks.
+        shortlist: Chooses the candidates of all sentences; None where any piece may be chosen.
     """
 
-    def __init__(self, folder: Path, model: ModelFacts, device: str = "auto") -> None:
+    def __init__(
+        self, folder: Path, model: ModelFacts, device: str = "auto", shortlist: Shortlist | None = None
+    ) -> None:
         """Create the sessions that every decode needs; the others follow when they are first wanted.
 
         Args:
             folder: A bundle whose files have been checked.
             model: Facts of its model.
             device: ``cpu``, ``cuda`` or ``auto``.
+            shortlist: Of the bundle, to be used for all sentences.
 
         Raises:
             BundleError: A graph cannot be loaded, or is not what the manifest declares.
             DeviceError: The device cannot be used.
             InputError: ``device`` is out of range.
         """
-        self._graphs = _open_graphs(folder, model, device)
+        self._graphs = _open_graphs(folder, model, device, shortlist)
+        self.shortlist = shortlist
         self.provider = self._graphs.provider
         self._dim = model.dim
         self._vocab_size = model.vocab_size
@@ -113,10 +125,14 @@ class Engine:
         memory = self._encode_by_length(sources, lengths, padded)
         sentences = np.array([next(self._encoded) for _ in sources], dtype=np.int64)
         bias = bias.reshape(len(sources), 1, 1, longest)
-        state = DecoderState.before_start(self._layout, policy, memory, bias, lengths, sentences, self._vocab_size)
-        whole_step = ("step", None) in self._graphs and self.provider == CPU_PROVIDER
+        candidates = None if self.shortlist is None else self._choose_candidates(self.shortlist, sources)
+        state = DecoderState.before_start(
+            self._layout, policy, memory, bias, lengths, sentences, self._vocab_size, candidates
+        )
+        role: GraphRole = "step" if candidates is None else "shortlist_step"
+        whole_step = (role, None) in self._graphs and self.provider == CPU_PROVIDER
         if len(sources) == 1 and policy.linear_stop is not None and whole_step:
-            graph = self._bound(state, "step")
+            graph = self._bound(state, role)
             state.alone = RowAlone(graph, policy.linear_stop, self._never, self._sinusoids)
         return state
 
@@ -167,7 +183,7 @@ class Engine:
             deepest = forced or int(state.limits[0])
             self._enter_alone(state, deepest)
             depth = state.alone.step(state, int(tokens[0]), deepest, forced=forced > 0)
-            return Step(state.logits, np.array([depth]))
+            return Step(state.logits, np.array([depth]), state.candidate_ids)
         step = self._run_blocks(state, state.begin_step(), tokens, depths)
         state.positions = state.positions + 1
         return step
@@ -300,7 +316,7 @@ class Engine:
             places.narrow(going)
             limits = limits.take(going)
             free = None if free is None else free.take(going)
-        return Step(heads.finish(used), used)
+        return Step(heads.finish(used), used, state.candidate_ids)
 
     def _run_first_block(self, state: DecoderState, places: StepPlaces, tokens: IntArray) -> None:
         """Embed all tokens and run block 1 on them; no row ever skips it."""
@@ -376,10 +392,27 @@ class Engine:
         value[rows] = new_value
         return key, value
 
-    def _classify(self, state: DecoderState, block: int, exit_states: FloatArray) -> FloatArray:
-        """Run the exit head of a block: (n, d) to (n, vocab), in memory that the next call writes into."""
-        number = len(exit_states)
-        logits = state.logits if number == state.rows else state.logits[:number]
+    def count_candidates(self, source: Sequence[int]) -> int:
+        """How many pieces a sentence's tokens are chosen from, by its source ids."""
+        return self._vocab_size if self.shortlist is None else len(self.shortlist.candidates(source))
+
+    def _choose_candidates(self, shortlist: Shortlist, sources: Sequence[Sequence[int]]) -> BatchCandidates:
+        """Choose the candidates of sentences, and take the exit head's weights for them."""
+        ids, sizes = pad_candidates([shortlist.candidates(source) for source in sources])
+        taken = self._graphs["candidates", None].run({"candidates": ids})
+        tensors: dict[str, npt.NDArray[Any]] = dict(zip(("candidate_weights", "candidate_scales"), taken, strict=False))
+        bias = candidate_bias(sizes, ids.shape[1])
+        return BatchCandidates(ids, sizes, tensors | {"candidate_bias": bias})
+
+    def _classify(self, state: DecoderState, block: int, rows: IntArray | None) -> FloatArray:
+        """Run the exit head of a block on some rows, None: all, in memory that the next call writes into."""
+        if state.candidates is not None:
+            # Of all rows even so: their weights lie where they are, and would have to be copied.
+            head = self._bound(state, "shortlist_head")
+            head.run({}, {"exit_states": state.exit_states, **state.candidates.tensors}, {"logits": state.logits})
+            return state.logits if rows is None else state.logits.take(rows, axis=0)
+        exit_states = state.exit_states if rows is None else state.exit_states.take(rows, axis=0)
+        logits = state.logits if rows is None else state.logits[: len(rows)]
         head = self._bound(state, "head", None if self._tied else block)
         head.run({}, {"exit_states": exit_states}, {"logits": logits})
         return logits
@@ -394,20 +427,21 @@ def _plan(
         stops = state.stop_scores[: len(limits)] > policy.linear_stop.limits[block - 1]
         return np.where(stops, block, limits), None
     exit_states = heads.exit_states_of(active)
-    logits = heads.classify(block, exit_states) if policy.reads_logits else None
+    logits = heads.classify(block, active) if policy.reads_logits else None
     return np.minimum(limits, policy.plan(block, exit_states, logits)), logits
 
 
-def _open_graphs(folder: Path, model: ModelFacts, device: str) -> Graphs:
+def _open_graphs(folder: Path, model: ModelFacts, device: str, shortlist: Shortlist | None) -> Graphs:
     """Start a provider; ``auto`` takes the CPU where CUDA is offered but cannot be started."""
     provider = select_provider(device)
-    graphs = Graphs(folder, expected_signatures(model), provider)
+    signatures = expected_signatures(model, None if shortlist is None else shortlist.facts.weights)
+    graphs = Graphs(folder, signatures, provider)
     try:
         graphs["encoder", None]
     except DeviceError:
         if device != "auto" or provider == CPU_PROVIDER:
             raise
-        graphs = Graphs(folder, expected_signatures(model), CPU_PROVIDER)
+        graphs = Graphs(folder, signatures, CPU_PROVIDER)
         graphs["encoder", None]
     for block in range(1, model.decoder_blocks + 1):
         graphs["cross", block]

@@ -7,9 +7,9 @@ import numpy as np
 
 from edgeseq_runtime.arrays import BoolArray, FloatArray, IntArray
 
-Classify = Callable[[int, FloatArray], FloatArray]
-"""Runs the exit head of a block, numbered from 1, on exit states: (n, d) to (n, vocab). The result may lie in memory
-that the next call writes into."""
+Classify = Callable[[int, IntArray | None], FloatArray]
+"""Runs the exit head of a block, numbered from 1, on the exit states of some rows, None for all: (n, columns). The
+result may lie in memory that the next call writes into."""
 
 
 class StepLogits:
@@ -34,25 +34,24 @@ class StepLogits:
 
     def exit_states_of(self, active: IntArray) -> FloatArray:
         """Exit states of some rows, in order: (active, d)."""
-        everyone = len(active) == len(self.exit_states)
-        return self.exit_states if everyone else self.exit_states.take(active, axis=0)
+        return self.exit_states if self._is_everyone(active) else self.exit_states.take(active, axis=0)
 
-    def classify(self, block: int, exit_states: FloatArray) -> FloatArray:
-        """Logits of rows that have just run a block: (active, vocab)."""
-        return self._classify(block, exit_states)
+    def classify(self, block: int, active: IntArray) -> FloatArray:
+        """Logits of rows that have just run a block: (active, columns)."""
+        return self._classify(block, None if self._is_everyone(active) else active)
 
     def keep(self, active: IntArray, logits: FloatArray, stopped: BoolArray) -> None:
-        """Keep the logits (active, vocab) of those rows among ``active`` that stop, bool (active,)."""
+        """Keep the logits (active, columns) of those rows among ``active`` that stop, bool (active,)."""
         self._kept.append((active, logits) if stopped.all() else (active[stopped], logits[stopped]))
 
     def finish(self, depths: IntArray) -> FloatArray:
-        """Give the logits of all rows, (rows, vocab).
+        """Give the logits of all rows, (rows, columns).
 
         Args:
             depths: (rows,), the block after which each stopped.
         """
         if not self._kept and self._tied:
-            return self._classify(0, self.exit_states)
+            return self._classify(0, None)
         rest = np.ones(len(depths), dtype=np.bool_)
         for rows, _ in self._kept:
             rest[rows] = False
@@ -60,8 +59,11 @@ class StepLogits:
         groups = [(0, remaining)]
         if not self._tied:
             groups = [(block, remaining[depths[remaining] == block]) for block in np.unique(depths[remaining]).tolist()]
-        computed = ((rows, self._classify(block, self.exit_states_of(rows))) for block, rows in groups if len(rows))
+        computed = ((rows, self.classify(block, rows)) for block, rows in groups if len(rows))
         return _join(len(depths), itertools.chain(self._kept, computed))
+
+    def _is_everyone(self, rows: IntArray) -> bool:
+        return len(rows) == len(self.exit_states)  # they are in order
 
 
 def _join(number: int, parts: Iterable[tuple[IntArray, FloatArray]]) -> FloatArray:

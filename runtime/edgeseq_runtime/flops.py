@@ -4,8 +4,9 @@ A count of multiply-adds (two operations each) in the linear maps, after Elbayad
 appendix B, which ignores norms, residuals and non-linearities. Corrected for what edgeseq runs:
 convolution blocks beside self-attention, an exit head that is computed once per token, and lazy
 bounded backfill. Symbols: d ``dim``, f ``feed_forward_dim``, K_n taps of block n, H
-``convolution_heads``, V ``vocab_size``, S source pieces (EOS included), N decoder blocks, t target
-positions that self-attention reads: the current one and all before it, or those in its window.
+``convolution_heads``, V pieces that an exit head has logits of (``vocab_size``, or those of a
+shortlist), S source pieces (EOS included), N decoder blocks, t target positions that self-attention
+reads: the current one and all before it, or those in its window.
 
 The count is that of a sentence decoded alone, greedily; its parts are there to count other
 searches. In a batch the engine may also make source keys and values for sentences that turn out
@@ -49,7 +50,13 @@ class DecoderFlops:
         return DecoderFlops(*(a + b for a, b in zip(astuple(self), astuple(other), strict=True)))
 
 
-def decoder_flops(model: ModelFacts, source_pieces: int, depths: Sequence[int], policy: DepthPolicy) -> DecoderFlops:
+def decoder_flops(
+    model: ModelFacts,
+    source_pieces: int,
+    depths: Sequence[int],
+    policy: DepthPolicy,
+    candidates: int | None = None,
+) -> DecoderFlops:
     """Count the decoder's FLOPs of one sentence.
 
     Per visit of block n: ``column + taps + 2 K_n d + 2 d^2`` for a convolution, where ``column`` is
@@ -66,6 +73,7 @@ def decoder_flops(model: ModelFacts, source_pieces: int, depths: Sequence[int], 
         source_pieces: Source length S, EOS included.
         depths: Depth of each generated token in order, EOS included.
         policy: The policy that chose them.
+        candidates: Pieces V of a shortlist that tokens were chosen from; None for the whole vocabulary.
 
     Returns:
         The counts, exact for lazy bounded backfill: the order of the depths matters.
@@ -83,7 +91,10 @@ def decoder_flops(model: ModelFacts, source_pieces: int, depths: Sequence[int], 
         backfill=column_flops(model) * sum(backfilled_columns(model.decoder_reaches, depths)),
         decisions=policy.decision_flops(0)
         + sum(len(positions) * policy.decision_flops(block) for block, positions in enumerate(visited[:-1], start=1)),
-        head=2 * model.vocab_size * dim * sum(heads_run(depth, model.decoder_blocks, policy) for depth in depths),
+        head=2
+        * (candidates or model.vocab_size)
+        * dim
+        * sum(heads_run(depth, model.decoder_blocks, policy) for depth in depths),
     )
 
 

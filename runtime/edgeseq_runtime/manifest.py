@@ -14,6 +14,7 @@ from pydantic import Field, ValidationError, field_validator, model_validator
 
 from edgeseq_runtime.errors import BundleError
 from edgeseq_runtime.records import (
+    CandidateWeights,
     ComputeTypeName,
     CountInt,
     FileName,
@@ -25,15 +26,15 @@ from edgeseq_runtime.records import (
     SizeInt,
     list_problems,
 )
-from edgeseq_runtime.reports import DepthQuality, ParityReport, QuantisationReport
+from edgeseq_runtime.reports import DepthQuality, ParityReport, QuantisationReport, ShortlistReport
 
 FORMAT: Final = "edgeseq-bundle"
-FORMAT_VERSION: Final = 6
+FORMAT_VERSION: Final = 7
 MANIFEST_FILE = "manifest.json"
 
-GraphRole = Literal["encoder", "cross", "block", "head", "step"]
-FileRole = Literal["weights", "tokenizer", "predictors", "known_answers"]
-DType = Literal["float32", "int64", "bool"]
+GraphRole = Literal["encoder", "cross", "block", "head", "step", "candidates", "shortlist_head", "shortlist_step"]
+FileRole = Literal["weights", "tokenizer", "predictors", "known_answers", "shortlist"]
+DType = Literal["float32", "int64", "int8", "bool"]
 
 
 class ModelFacts(Record):
@@ -210,6 +211,22 @@ class OperatingPoint(Record):
         return policy
 
 
+class ShortlistFacts(Record):
+    """What the runtime has to know of a vocabulary shortlist.
+
+    Attributes:
+        best: Most target pieces that a source piece brings.
+        frequent: Target pieces that every sentence has, the most frequent ones.
+        weights: How graphs keep the weights of candidates.
+        report: What it changes; None where that was not measured.
+    """
+
+    best: PositiveInt
+    frequent: CountInt
+    weights: CandidateWeights
+    report: ShortlistReport | None
+
+
 class Provenance(Record):
     """Where the weights come from: licence of the bundle, and the data it was trained on."""
 
@@ -230,10 +247,11 @@ class Manifest(Record):
         parity: How far the graphs are from torch; in another compute type than float32, those of the
             same model in float32, which differ in nothing else.
         quantisation: What the compute type changed; None for float32.
+        shortlist: Of a bundle that has one.
     """
 
     format: Literal["edgeseq-bundle"] = FORMAT
-    format_version: Literal[6] = FORMAT_VERSION
+    format_version: Literal[7] = FORMAT_VERSION
     edgeseq_version: str
     created: Annotated[str, Field(pattern=r"^\d{4}-\d{2}-\d{2}")]
     compute_type: ComputeTypeName
@@ -246,6 +264,7 @@ class Manifest(Record):
     quality: list[DepthQuality]
     parity: ParityReport
     quantisation: QuantisationReport | None
+    shortlist: ShortlistFacts | None
     provenance: Provenance
 
     @field_validator("operating_points")
@@ -269,10 +288,13 @@ class Manifest(Record):
             ["weights", "tokenizer"]
             + ["predictors"] * bool(self.predictors)
             + ["known_answers"] * (self.compute_type != "float32")
+            + ["shortlist"] * (self.shortlist is not None)
         )
         if roles != expected:
             raise ValueError(f"files have the roles {sorted(roles.elements())}, expected {sorted(expected)}")
         self._check_predictors()
+        if self.shortlist is not None and self.model.head == "untied":
+            raise ValueError("there is a shortlist, but exit heads are untied: shortlists are for tied ones")
         if self.quantisation is not None and self.quantisation.compute_type != self.compute_type:
             reported = self.quantisation.compute_type
             raise ValueError(f"compute_type is {self.compute_type!r}, but the quantisation report is of {reported!r}")

@@ -25,6 +25,7 @@ import numpy as np
 from edgeseq_runtime.arrays import FloatArray, IntArray
 from edgeseq_runtime.manifest import ModelFacts
 from edgeseq_runtime.predictors import CertaintyUnits, DepthClassifier, HaltingUnits, mean_memory
+from edgeseq_runtime.row_sums import row_sums
 
 CONFIDENCE = "confidence"
 """The predictor that every bundle has."""
@@ -299,7 +300,7 @@ class SequenceDepth(_Policy):
 def largest_probability(logits: FloatArray) -> FloatArray:
     """Probability of the best piece in each row of (rows, vocab): (rows,)."""
     highest = logits.max(axis=-1, keepdims=True)
-    probability: FloatArray = 1 / np.exp(logits - highest).sum(axis=-1)
+    probability: FloatArray = np.reciprocal(row_sums(np.exp(logits - highest)))
     return probability
 
 

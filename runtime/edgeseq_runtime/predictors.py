@@ -10,6 +10,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from edgeseq_runtime.arrays import FloatArray, IntArray
+from edgeseq_runtime.row_sums import row_sums
 
 
 @dataclass(frozen=True, eq=False)
@@ -114,7 +115,7 @@ def certainty(logits: FloatArray) -> FloatArray:
     others = logits.copy()
     others[rows, best] = -np.inf
     lead = highest - others.max(axis=-1)
-    rest = np.exp(others - highest[:, None]).sum(axis=-1)
+    rest = row_sums(np.exp(others - highest[:, None]))
     odds = -np.log(np.maximum(rest, np.exp(-_MAX_CERTAINTY)))
     both: FloatArray = np.stack((odds, lead), axis=-1).clip(-_MAX_CERTAINTY, _MAX_CERTAINTY)
     return both / _CERTAINTY_SCALE

@@ -28,6 +28,8 @@ Measure = Annotated[float, Field(ge=0, allow_inf_nan=False)]
 Share = Annotated[float, Field(ge=0, le=1)]
 
 ComputeTypeName = Literal["float32", "int8", "int8-weights", "int4"]
+CandidateWeights = Literal["float32", "int8"]
+"""How the graphs of a shortlist keep the weights of a sentence's candidates."""
 
 
 class Record(BaseModel):

@@ -66,6 +66,40 @@ class ParityReport(Record):
     decoding: DecodingParity
 
 
+class ShortlistReport(Record):
+    """What a vocabulary shortlist changes, measured on validation text when the bundle was made.
+
+    Attributes:
+        pairs: Sentence pairs of the training text that were aligned for it.
+        sentences: Sentences of the validation text.
+        coverage: Share of the pieces of the references, EOS included, that are candidates of their sentence.
+        average_candidates: Candidates of a sentence, on average.
+        changed: Share of translations at full depth that are others than without the shortlist.
+        full_bleu: BLEU without the shortlist, at full depth.
+        full_chrf: chrF without it.
+        bleu: BLEU with it.
+        chrf: chrF with it.
+    """
+
+    pairs: PositiveInt
+    sentences: PositiveInt
+    coverage: Share
+    average_candidates: Measure
+    changed: Share
+    full_bleu: Measure
+    full_chrf: Measure
+    bleu: Measure
+    chrf: Measure
+
+    def describe(self) -> str:
+        """One line for people."""
+        return (
+            f"shortlist on {self.sentences:,} sentences: {self.average_candidates:.0f} candidates on average, which "
+            f"cover {self.coverage:.2%} of the references' pieces; {self.changed:.2%} of translations change, BLEU "
+            f"{self.bleu:.2f} ({self.full_bleu:.2f} without), chrF {self.chrf:.2f} ({self.full_chrf:.2f})"
+        )
+
+
 class QuantisationReport(Record):
     """What fewer bits changed, measured on validation text when the bundle was made.
 

@@ -83,13 +83,15 @@ class RowAlone:
         """
         limits = (self._never if forced else self._stop).within
         logits, depth = state.logits[0], self._depth
+        pieces = None if state.candidates is None else state.candidates.ids[0]
         tokens: list[int] = []
         depths: list[int] = []
         for position, most in enumerate(deepest, start=int(state.positions[0])):
             self._run(state, token, position, limits[most - 1])
             for piece in never:
                 logits[piece] = -np.inf
-            token = int(logits.argmax())
+            column = int(logits.argmax())
+            token = column if pieces is None else int(pieces[column])
             tokens.append(token)
             depths.append(int(depth[0]))
             if token == EOS_ID:
@@ -128,4 +130,6 @@ class RowAlone:
             sources = past.cross or state.blocks[0].cross
             assert sources is not None, "block 1 is always entered"
             feed |= dict(zip((f"cross_key_{number}", f"cross_value_{number}"), sources, strict=True))
+        if state.candidates is not None:
+            feed |= state.candidates.tensors
         self._graph.run(held, feed, {"logits": state.logits, "depth": self._depth})

@@ -1,7 +1,7 @@
 """Read small weight tables from the safetensors format, trusting nothing in them.
 
 The format: 8 bytes of header length (little-endian), a JSON header that gives each tensor's dtype,
-shape and place, then the tensors' bytes without gaps. Only float32 is read;
+shape and place, then the tensors' bytes without gaps. A file is of one dtype, float32 or uint16;
 that is all bundles use.
 """
 
@@ -10,15 +10,18 @@ import math
 import struct
 from collections.abc import Mapping
 from dataclasses import dataclass
+from typing import Any, Literal
 
 import numpy as np
+import numpy.typing as npt
 
-from edgeseq_runtime.arrays import FloatArray
 from edgeseq_runtime.errors import BundleError
 
 MAX_HEADER_BYTES = 1 << 20
 _PREFIX_BYTES = 8
-_FLOAT32_BYTES = 4
+
+TensorType = Literal["F32", "U16"]
+_NUMPY_TYPES: dict[TensorType, str] = {"F32": "<f4", "U16": "<u2"}
 
 
 @dataclass(frozen=True)
@@ -29,18 +32,19 @@ class _Place:
     end: int
 
 
-def read_safetensors(data: bytes, name: str) -> dict[str, FloatArray]:
+def read_safetensors(data: bytes, name: str, dtype: TensorType = "F32") -> dict[str, npt.NDArray[Any]]:
     """Read all tensors of a file.
 
     Args:
         data: The file's content.
         name: What error messages call it.
+        dtype: Of all its tensors.
 
     Returns:
-        Read-only float32 arrays by tensor name.
+        Read-only arrays by tensor name.
 
     Raises:
-        BundleError: The file is cut short, malformed, or holds anything but float32.
+        BundleError: The file is cut short, malformed, or holds anything but ``dtype``.
     """
     if len(data) < _PREFIX_BYTES:
         raise BundleError(f"{name} is no safetensors file: {len(data)} bytes, expected at least 8")
@@ -51,17 +55,17 @@ def read_safetensors(data: bytes, name: str) -> dict[str, FloatArray]:
             f"into {len(data)} bytes, or exceeds the limit of {MAX_HEADER_BYTES}"
         )
     body = memoryview(data)[_PREFIX_BYTES + header_bytes :]
-    places = _read_places(data[_PREFIX_BYTES : _PREFIX_BYTES + header_bytes], name)
+    places = _read_places(data[_PREFIX_BYTES : _PREFIX_BYTES + header_bytes], name, dtype)
     _check_cover(places, len(body), name)
     return {
-        place.name: np.frombuffer(body[place.begin : place.end], dtype="<f4")
-        .astype(np.float32, copy=False)
+        place.name: np.frombuffer(body[place.begin : place.end], dtype=_NUMPY_TYPES[dtype])
+        .astype(_NUMPY_TYPES[dtype].lstrip("<"), copy=False)
         .reshape(place.shape)
         for place in places
     }
 
 
-def _read_places(header: bytes, name: str) -> list[_Place]:
+def _read_places(header: bytes, name: str, dtype: TensorType) -> list[_Place]:
     try:
         content = json.loads(header, object_pairs_hook=_refuse_repeats)
     except (ValueError, RecursionError) as error:
@@ -70,7 +74,7 @@ def _read_places(header: bytes, name: str) -> list[_Place]:
         raise BundleError(f"{name} has a header of type {type(content).__name__}, expected an object")
     entries = {key: value for key, value in content.items() if key != "__metadata__"}
     return sorted(
-        (_read_place(key, entry, name) for key, entry in entries.items()),
+        (_read_place(key, entry, name, dtype) for key, entry in entries.items()),
         key=lambda place: (place.begin, place.end),
     )
 
@@ -82,16 +86,17 @@ def _refuse_repeats(pairs: list[tuple[str, object]]) -> dict[str, object]:
     return result
 
 
-def _read_place(tensor: str, entry: object, name: str) -> _Place:
+def _read_place(tensor: str, entry: object, name: str, dtype: TensorType) -> _Place:
     where = f"{name}, tensor {tensor!r}"
     if not isinstance(entry, Mapping) or set(entry) != {"dtype", "shape", "data_offsets"}:
         raise BundleError(f"{where}: expected an object with dtype, shape and data_offsets, got {entry!r:.200}")
-    if entry["dtype"] != "F32":
-        raise BundleError(f"{where}: dtype is {entry['dtype']!r:.50}, expected 'F32'")
+    if entry["dtype"] != dtype:
+        raise BundleError(f"{where}: dtype is {entry['dtype']!r:.50}, expected {dtype!r}")
     shape = _natural_numbers(entry["shape"], f"{where}: shape")
     offsets = _natural_numbers(entry["data_offsets"], f"{where}: data_offsets")
-    if len(offsets) != 2 or offsets[1] - offsets[0] != math.prod(shape) * _FLOAT32_BYTES:
-        raise BundleError(f"{where}: data_offsets {list(offsets)} do not fit the shape {list(shape)} of float32")
+    size = math.prod(shape) * np.dtype(_NUMPY_TYPES[dtype]).itemsize
+    if len(offsets) != 2 or offsets[1] - offsets[0] != size:
+        raise BundleError(f"{where}: data_offsets {list(offsets)} do not fit the shape {list(shape)} of {dtype}")
     return _Place(tensor, shape, *offsets)
 
 

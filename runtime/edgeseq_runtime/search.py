@@ -15,6 +15,7 @@ import numpy as np
 
 from edgeseq_runtime.arrays import BoolArray, FloatArray, IntArray
 from edgeseq_runtime.policy import DepthPolicy
+from edgeseq_runtime.row_sums import row_sums
 from edgeseq_runtime.tokenizer import BOS_ID, EOS_ID, PAD_ID
 
 State = TypeVar("State")
@@ -28,7 +29,14 @@ class Scored(Protocol):
 
     @property
     def logits(self) -> FloatArray:
-        """(rows, vocab), of the next token; the search may write into it."""
+        """(rows, columns), of the next token; the search may write into it.
+
+        The columns of pad, unk, bos and eos are their ids.
+        """
+
+    @property
+    def candidates(self) -> IntArray | None:
+        """(rows, columns), the id of each column, ascending, with padding behind; None where column and id agree."""
 
     @property
     def depths(self) -> IntArray:
@@ -207,7 +215,7 @@ def greedy_steps(
         else:
             depths = None if forced is None else np.where(forced, decoder.full_depth, 0)
             step = decoder.step(state, tokens, parents, depths)
-            tokens, log_probabilities = _choose(step.logits, want_scores=want_scores)
+            tokens, log_probabilities = _choose(step, want_scores=want_scores)
             if prefix is not None and forced is not None:
                 tokens = np.where(forced, prefix.take(sentences, generated), tokens)
             generated += 1
@@ -317,20 +325,23 @@ class Waiting(Generic[State]):
         return self._decoder.encode(batch, self._policy)
 
 
-def _choose(logits: FloatArray, *, want_scores: bool) -> tuple[IntArray, FloatArray | None]:
-    """Best token of each row, and its log-probability among all ids (pad and bos included)."""
+def _choose(step: Scored, *, want_scores: bool) -> tuple[IntArray, FloatArray | None]:
+    """Best token of each row, and its log-probability among all columns (pad and bos included)."""
+    logits, candidates = step.logits, step.candidates
     normaliser = log_sum_exp(logits) if want_scores else None
     for piece in NEVER_CHOSEN:
         logits[:, piece] = -np.inf
-    tokens = logits.argmax(axis=-1)
+    columns = logits.argmax(axis=-1)
+    every_row = np.arange(len(columns))
+    tokens = columns if candidates is None else candidates[every_row, columns]
     if normaliser is None:
         return tokens, None
-    chosen: FloatArray = logits[np.arange(len(tokens)), tokens] - normaliser
+    chosen: FloatArray = logits[every_row, columns] - normaliser
     return tokens, chosen
 
 
 def log_sum_exp(logits: FloatArray) -> FloatArray:
-    """Log of the summed exponentials of each row: (rows, vocab) to (rows,)."""
+    """Log of the summed exponentials of each row: (rows, columns) to (rows,)."""
     highest = logits.max(axis=-1)
-    result: FloatArray = np.log(np.exp(logits - highest[:, None]).sum(axis=-1)) + highest
+    result: FloatArray = np.log(row_sums(np.exp(logits - highest[:, None]))) + highest
     return result

@@ -23,7 +23,7 @@ CUDA_PROVIDER = "CUDAExecutionProvider"
 
 Device = Literal["auto", "cpu", "cuda"]
 
-_ORT_TYPES = {"float32": "tensor(float)", "int64": "tensor(int64)", "bool": "tensor(bool)"}
+_ORT_TYPES = {"float32": "tensor(float)", "int64": "tensor(int64)", "int8": "tensor(int8)", "bool": "tensor(bool)"}
 _ERRORS_ONLY = 3
 
 

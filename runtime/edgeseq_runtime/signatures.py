@@ -9,7 +9,8 @@ replaced; an output called ``next_X`` has the shape of the input ``X`` and may s
 Axis names: ``rows`` sentences (or hypotheses) of the batch, ``source`` padded source length,
 ``active`` rows that run a block, ``read`` cells that it reads: one per active row, and one per
 copied state that it turns into a column; ``written`` parts of columns, one per head, that it makes
-of them; ``cells`` and ``column_cells`` vectors of a state tensor; ``places`` of a ring that grows.
+of them; ``cells`` and ``column_cells`` vectors of a state tensor; ``places`` of a ring that grows;
+``candidates`` target pieces of a sentence's shortlist, padded.
 
 The graph of a whole step is for a row alone. It takes the state tensors of all blocks, whose names
 end with the block's number, and stops by itself.
@@ -18,6 +19,7 @@ end with the block's number, and stops by itself.
 from dataclasses import dataclass
 
 from edgeseq_runtime.manifest import DType, GraphRole, ModelFacts, TensorSpec
+from edgeseq_runtime.records import CandidateWeights
 
 
 @dataclass(frozen=True)
@@ -65,8 +67,13 @@ class GraphSignature:
     outputs: tuple[TensorSpec, ...]
 
 
-def expected_signatures(model: ModelFacts) -> list[GraphSignature]:
-    """Signatures of all graphs of a bundle, in the order in which an engine uses them."""
+def expected_signatures(model: ModelFacts, shortlist: CandidateWeights | None = None) -> list[GraphSignature]:
+    """Signatures of all graphs of a bundle, in the order in which an engine uses them.
+
+    Args:
+        model: Facts of its model.
+        shortlist: How its shortlist keeps weights; None where it has none.
+    """
     signatures = [_encoder(model)]
     for block, reach in enumerate(model.decoder_reaches, start=1):
         signatures.append(_cross(model, block))
@@ -77,6 +84,10 @@ def expected_signatures(model: ModelFacts) -> list[GraphSignature]:
         signatures.extend(_head(model, n) for n in range(1, model.decoder_blocks + 1))
     if has_step(model):
         signatures.append(_step(model))
+    if shortlist is not None:
+        signatures += [_candidates(model, shortlist), _shortlist_head(model, shortlist)]
+        if has_step(model):
+            signatures.append(_shortlist_step(model, shortlist))
     return signatures
 
 
@@ -166,6 +177,44 @@ def _head(model: ModelFacts, block: int | None) -> GraphSignature:
         (_tensor("exit_states", "rows", model.dim),),
         (_tensor("logits", "rows", model.vocab_size),),
     )
+
+
+def _candidate_tensors(model: ModelFacts, weights: CandidateWeights, rows: int | str) -> tuple[TensorSpec, ...]:
+    """The exit head's weights for the candidates of each row; scales where they are integers."""
+    kept = _tensor("candidate_weights", rows, model.dim, "candidates", dtype=weights)
+    return (kept,) if weights == "float32" else (kept, _tensor("candidate_scales", rows, "candidates"))
+
+
+def _candidates(model: ModelFacts, weights: CandidateWeights) -> GraphSignature:
+    return GraphSignature(
+        "candidates.onnx",
+        "candidates",
+        None,
+        (_index("candidates", "rows", "candidates"),),
+        _candidate_tensors(model, weights, "rows"),
+    )
+
+
+def _shortlist_head(model: ModelFacts, weights: CandidateWeights) -> GraphSignature:
+    return GraphSignature(
+        "shortlist_head.onnx",
+        "shortlist_head",
+        None,
+        (
+            _tensor("exit_states", "rows", model.dim),
+            *_candidate_tensors(model, weights, "rows"),
+            _tensor("candidate_bias", "rows", "candidates"),
+        ),
+        (_tensor("logits", "rows", "candidates"),),
+    )
+
+
+def _shortlist_step(model: ModelFacts, weights: CandidateWeights) -> GraphSignature:
+    """The graph of a whole step, with the shortlist's exit head."""
+    step = _step(model)
+    candidates = (*_candidate_tensors(model, weights, 1), _tensor("candidate_bias", 1, "candidates"))
+    outputs = (_tensor("logits", 1, "candidates"), *step.outputs[1:])
+    return GraphSignature("shortlist_step.onnx", "shortlist_step", None, (*step.inputs, *candidates), outputs)
 
 
 def _step(model: ModelFacts) -> GraphSignature:

@@ -14,6 +14,7 @@ from edgeseq_runtime.arrays import BoolArray, FloatArray, IntArray
 from edgeseq_runtime.places import Layout, StepPlaces
 from edgeseq_runtime.policy import DepthPolicy
 from edgeseq_runtime.sessions import BoundGraph
+from edgeseq_runtime.shortlist import BatchCandidates
 
 if TYPE_CHECKING:
     from edgeseq_runtime.row_alone import RowAlone
@@ -110,10 +111,12 @@ class DecoderState:
         states: (R · reach, d), a ring per row: what its token's next block reads and, once it has
             stopped, the copied state of which skipped columns are made.
         exit_states: (R, d), what the exit heads read of each row's newest token.
-        logits: (R, vocab), memory for what they make of it.
+        logits: (R, columns), memory for what they make of it: a column for each piece of the vocabulary, or for
+            each candidate.
         stop_scores: (R,), memory for the products that say where tokens stop.
         filled: (N, R), for each block the first position of each row that has no column yet.
         blocks: State of each decoder block, from block 1.
+        candidates: What a shortlist has chosen for the rows; None without one.
         bound: Graphs bound to the arrays above, made as they are needed.
         places: Of the newest step; None where rows or rings have changed since.
         alone: Takes whole steps, where there is one row from the start and the policy allows it.
@@ -134,6 +137,7 @@ class DecoderState:
     stop_scores: FloatArray
     filled: IntArray
     blocks: list[BlockState]
+    candidates: BatchCandidates | None = None
     bound: dict[tuple[str, int | None], BoundGraph] = field(default_factory=dict)
     places: StepPlaces | None = None
     alone: "RowAlone | None" = None
@@ -149,6 +153,7 @@ class DecoderState:
         lengths: IntArray,
         sentences: IntArray,
         vocab_size: int,
+        candidates: BatchCandidates | None = None,
     ) -> "DecoderState":
         """Encoded sentences of which nothing is decoded yet."""
         rows, _, dim = memory.shape
@@ -165,19 +170,25 @@ class DecoderState:
             positions=np.zeros(rows, dtype=np.int64),
             states=np.zeros((rows * layout.reach, dim), dtype=np.float32),
             exit_states=np.zeros((rows, dim), dtype=np.float32),
-            logits=np.empty((rows, vocab_size), dtype=np.float32),
+            logits=np.empty((rows, vocab_size if candidates is None else candidates.width), dtype=np.float32),
             stop_scores=np.empty(rows, dtype=np.float32),
             filled=filled,
             blocks=[
                 BlockState.before_start(layout, size, of_block, dim)
                 for size, of_block in zip(layout.ring_sizes, filled, strict=True)
             ],
+            candidates=candidates,
         )
 
     @property
     def rows(self) -> int:
         """Number of hypotheses."""
         return len(self.lengths)
+
+    @property
+    def candidate_ids(self) -> IntArray | None:
+        """(R, columns), the piece of each column of the logits; None where there is one for every piece."""
+        return None if self.candidates is None else self.candidates.ids
 
     def begin_step(self) -> StepPlaces:
         """Places of a step at the rows' current positions."""
@@ -243,6 +254,8 @@ class DecoderState:
         self.limits = self.limits[rows]
         for block in self.blocks:
             block.select_sources(rows)
+        if self.candidates is not None:
+            self.candidates.select(rows)
 
     def adopt(self, rows: IntArray, other: "DecoderState", other_rows: IntArray) -> None:
         """Give rows to sentences that another state has encoded and not begun to decode.
@@ -265,6 +278,10 @@ class DecoderState:
         _replace_rows(self.source_bias, rows, other.source_bias, other_rows, axis=3, fill=-np.inf)
         for block, other_block in zip(self.blocks, other.blocks, strict=True):
             block.adopt(rows, other_block, other_rows)
+        if self.candidates is not None and other.candidates is not None:
+            self.candidates.adopt(rows, other.candidates, other_rows)
+            if self.logits.shape[1] != self.candidates.width:
+                self.logits = np.empty((self.rows, self.candidates.width), dtype=np.float32)
 
     def resize_source(self, length: int) -> None:
         """Cut or pad the source axis of everything."""

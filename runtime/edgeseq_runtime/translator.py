@@ -23,6 +23,7 @@ from edgeseq_runtime.policy import DepthPolicy
 from edgeseq_runtime.policy_names import DEFAULT_POINT
 from edgeseq_runtime.search import Hypothesis, greedy, greedy_steps, output_limit
 from edgeseq_runtime.sessions import onnxruntime_version
+from edgeseq_runtime.shortlist import Shortlist
 from edgeseq_runtime.state import padded_length
 from edgeseq_runtime.tokenizer import EOS_ID
 
@@ -52,6 +53,8 @@ class Translation:
         token_scores: Log-probability of each token; None where ``score`` is.
         alternatives: The other hypotheses of an n-best beam, best first.
         prefix: Pieces of the beginning that was given; ``text`` starts with them, ``tokens`` does not.
+        candidates: Pieces that each token was chosen from: all of the vocabulary, or the sentence's shortlist; 0
+            for blank input.
     """
 
     text: str
@@ -62,6 +65,7 @@ class Translation:
     token_scores: list[float] | None = None
     alternatives: list["Translation"] = field(default_factory=list)
     prefix: list[str] = field(default_factory=list)
+    candidates: int = 0
 
 
 @dataclass(frozen=True, slots=True)
@@ -95,6 +99,7 @@ class Translator:
         *,
         depth: str | int | None = None,
         device: str = "auto",
+        shortlist: bool = False,
     ) -> None:
         """Check a bundle and load it.
 
@@ -104,17 +109,21 @@ class Translator:
                 bundle such as ``halting:0.9``; see ``policy_names``. None means ``adaptive`` where the
                 bundle has a default operating point, else ``full``.
             device: ``cpu``, ``cuda`` (an error where it cannot be had), or ``auto``.
+            shortlist: Whether to choose tokens from each sentence's shortlist only, which is faster where the
+                vocabulary is large, and changes some translations; the manifest tells how many. Scores then are
+                of the shortlist's pieces, and so are the probabilities that depth policies read.
 
         Raises:
             BundleError: The bundle is missing, incomplete, changed, or of another format.
             PolicyError: The bundle does not have this depth policy.
             DeviceError: onnxruntime is not installed, the device cannot be used, or its 8-bit products
                 are wrong.
-            InputError: ``device`` is out of range.
+            InputError: ``device`` is out of range, or the bundle has no shortlist to use.
         """
         self._bundle = load_bundle(model)
         self._policy = self._bundle.policy(default_depth(self._bundle) if depth is None else depth)
-        self._engine = Engine(self._bundle.path, self.manifest.model, device)
+        chosen = chosen_shortlist(self._bundle) if shortlist else None
+        self._engine = Engine(self._bundle.path, self.manifest.model, device, chosen)
         if self._bundle.known_answers:
             check_answers(self._engine, self.manifest.model, self._bundle.known_answers)
 
@@ -150,6 +159,7 @@ class Translator:
             "provider": self._engine.provider,
             "depth": self._resolve(depth).name,
             "beam": str(_beam_options(beam)),
+            **({} if self._engine.shortlist is None else {"shortlist": "on"}),
             "edgeseq": __version__,
             "onnxruntime": onnxruntime_version(),
         }
@@ -340,6 +350,7 @@ class Translator:
 
     def _translation(self, source: list[int], prefix: list[int], hypotheses: list[Hypothesis]) -> Translation:
         tokenizer = self._bundle.tokenizer
+        candidates = self._engine.count_candidates(source)
         best, *others = [
             Translation(
                 text=tokenizer.decode([*prefix, *hypothesis.tokens]),
@@ -349,6 +360,7 @@ class Translator:
                 source_pieces=len(source),
                 token_scores=hypothesis.token_scores,
                 prefix=tokenizer.pieces(prefix),
+                candidates=candidates,
             )
             for hypothesis in hypotheses
         ]
@@ -374,6 +386,20 @@ class Translator:
 def default_depth(bundle: Bundle) -> str:
     """The depth policy of who names none."""
     return "adaptive" if DEFAULT_POINT in bundle.operating_points else "full"
+
+
+def chosen_shortlist(bundle: Bundle) -> Shortlist:
+    """The shortlist of a bundle, for who asks for it.
+
+    Raises:
+        InputError: It has none.
+    """
+    if bundle.shortlist is None:
+        raise InputError(
+            f"a shortlist is asked for, but {bundle.path} has none: export the model again with --shortlist, or "
+            "translate without"
+        )
+    return bundle.shortlist
 
 
 def check_settings(batch_size: int, max_length: int | None) -> None:

@@ -28,6 +28,7 @@ from edgeseq_runtime.translator import (
     Translation,
     Translator,
     check_settings,
+    chosen_shortlist,
     default_depth,
     with_prefixes,
 )
@@ -55,7 +56,13 @@ class TranslatorPool:
     """
 
     def __init__(
-        self, model: str | Path, *, processes: int, depth: str | int | None = None, device: str = "auto"
+        self,
+        model: str | Path,
+        *,
+        processes: int,
+        depth: str | int | None = None,
+        device: str = "auto",
+        shortlist: bool = False,
     ) -> None:
         """Check a bundle, and let each process load it.
 
@@ -64,23 +71,27 @@ class TranslatorPool:
             processes: How many, at least 1: as many as there are cores to use.
             depth: As of :class:`Translator`.
             device: As of :class:`Translator`.
+            shortlist: As of :class:`Translator`.
 
         Raises:
             BundleError: The bundle is missing, incomplete, changed, or of another format.
             PolicyError: The bundle does not have this depth policy.
-            InputError: ``processes`` is out of range.
+            InputError: ``processes`` is out of range, or the bundle has no shortlist to use.
         """
         if processes < 1:
             raise InputError(f"processes is {processes}, expected at least 1")
         self._bundle = load_bundle(model)
         self._policy = self._bundle.policy(default_depth(self._bundle) if depth is None else depth)
+        if shortlist:
+            chosen_shortlist(self._bundle)  # or the processes would find out one by one
         context = multiprocessing.get_context("spawn")  # a fork takes over locks of whatever runs beside it
         self._call = 0  # the newest
         self._connections: list[Connection] = []
         self._processes = []
         for _ in range(processes):
             ours, theirs = context.Pipe()
-            process = context.Process(target=_serve, args=(theirs, str(model), self._policy.name, device), daemon=True)
+            settings = (str(model), self._policy.name, device, shortlist)
+            process = context.Process(target=_serve, args=(theirs, *settings), daemon=True)
             process.start()
             theirs.close()
             self._connections.append(ours)
@@ -223,7 +234,7 @@ def _read(pairs: Iterator[tuple[str, str]], size: int) -> tuple[list[tuple[str, 
     return window, None
 
 
-def _serve(connection: Connection, model: str, depth: str, device: str) -> None:
+def _serve(connection: Connection, model: str, depth: str, device: str, shortlist: bool) -> None:
     """Translate what comes until the other end is closed."""
     # Ctrl-C reaches all processes of a terminal; the one that has the pool ends the others.
     signal.signal(signal.SIGINT, signal.SIG_IGN)
@@ -238,7 +249,7 @@ def _serve(connection: Connection, model: str, depth: str, device: str) -> None:
         with warnings.catch_warnings(record=True) as caught:
             warnings.simplefilter("always")
             try:
-                translator = translator or Translator(model, depth=depth, device=device)
+                translator = translator or Translator(model, depth=depth, device=device, shortlist=shortlist)
                 done.extend(translator.translate_iter(lines, prefixes=prefixes, **settings))
             except EdgeseqRuntimeError as error:
                 found = error

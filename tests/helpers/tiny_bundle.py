@@ -22,6 +22,7 @@ from edgeseq.modules import CertaintyUnits
 from edgeseq_export.facts import model_facts, predictor_entry
 from edgeseq_export.graphs import split_model
 from edgeseq_export.onnx_graphs import write_graph
+from edgeseq_export.shortlists import SHORTLIST_FILE, ShortlistTables
 from edgeseq_export.weights_file import WEIGHTS_FILE, gather_weights
 from edgeseq_runtime._version import __version__
 from edgeseq_runtime.bundle import describe_file, describe_graph
@@ -165,12 +166,20 @@ def _roughen(model: Seq2Seq) -> None:
     balance_predictors(model)
 
 
+def tiny_shortlist() -> ShortlistTables:
+    """Tables of a shortlist: three random target pieces of each source piece, six frequent ones."""
+    generator = np.random.default_rng(5)
+    best, frequent = generator.integers(EOS_ID + 1, VOCAB_SIZE, (VOCAB_SIZE, 3)), generator.choice(VOCAB_SIZE, 6)
+    return ShortlistTables(best.astype(np.uint16), frequent.astype(np.uint16), pairs=1)
+
+
 def write_tiny_bundle(
     path: Path,
     *,
     seed: int = 1,
     operating_point: str | None = "halting:0.5",
     predictors: Sequence[PredictorConfig] = PREDICTORS,
+    shortlist: bool = False,
     **changes: object,
 ) -> Path:
     """Write a bundle.
@@ -180,12 +189,14 @@ def write_tiny_bundle(
         seed: Of the weights.
         operating_point: Policy of the default operating point; None leaves it out.
         predictors: What it has.
+        shortlist: Whether it has one; of random pieces, from 10 to all of them a sentence.
         changes: Model facts that differ from those of :func:`tiny_facts`.
     """
     facts = tiny_facts(**changes)
     model = tiny_model(seed=seed, predictors=predictors, **changes)
     path.mkdir(parents=True)
-    parts = list(split_model(model, facts))
+    tables = tiny_shortlist() if shortlist else None
+    parts = list(split_model(model, facts, "float32" if shortlist else None))
     for part in parts:
         (path / part.signature.file).write_bytes(write_graph(part).SerializeToString(deterministic=True))
     gather_weights(path)
@@ -196,6 +207,9 @@ def write_tiny_bundle(
         tensors = {name: tensor.detach().numpy() for name, tensor in model.predictors.named_parameters()}
         (path / "predictors.safetensors").write_bytes(safetensors_bytes(tensors))
         files.append(describe_file(path, "predictors.safetensors", "predictors"))
+    if tables is not None:
+        tables.write(path)
+        files.append(describe_file(path, SHORTLIST_FILE, "shortlist"))
     points = []
     if operating_point is not None:
         point = OperatingPoint(
@@ -225,6 +239,7 @@ def write_tiny_bundle(
             decoding=DecodingParity(sentences=1, tokens=1, decisions=1, disagreements=0, ties=0),
         ),
         quantisation=None,
+        shortlist=None if tables is None else tables.open("float32").facts,
         provenance=Provenance(licence="CC0-1.0", data="random numbers"),
     )
     (path / MANIFEST_FILE).write_bytes(manifest.to_bytes())

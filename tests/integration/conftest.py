@@ -18,6 +18,9 @@ TATOEBA = REPOSITORY / "examples" / "tatoeba_en_de"
 
 _TRAINING_PAIRS = 6000
 
+SHORTLIST = ("--shortlist", "--shortlist-best", 20)
+"""Options of export: small enough that candidates are far from all of 400 pieces."""
+
 # Small, but with everything that changes a graph: one tap without history, widths beyond most sentences, both
 # stacks of unequal blocks. Predictors of every kind; the first is trained with the trunk, the others afterwards.
 CONFIG = """
@@ -133,7 +136,7 @@ def trained(corpus: Corpus, tmp_path_factory: pytest.TempPathFactory) -> Callabl
         outcome = run_edgeseq("train", corpus.config(kind), "--out", run)
         assert outcome.code == 0, outcome.stderr
         files = ("--valid-src", corpus.folder / "valid.en", "--valid-ref", corpus.folder / "valid.de")
-        outcome = run_edgeseq("export", run, "--out", bundle, *files)
+        outcome = run_edgeseq("export", run, "--out", bundle, *files, *SHORTLIST)
         assert outcome.code == 0, outcome.stderr
         return run, bundle
 

@@ -6,8 +6,11 @@ import json
 import shutil
 from pathlib import Path
 
+import pytest
+
 from command_line import run_edgeseq
 from edgeseq_runtime import Translator
+from edgeseq_runtime.bundle import load_bundle
 
 
 def test_translate_gives_a_line_per_line(bundle: Path, sentences: list[str]) -> None:
@@ -48,6 +51,31 @@ def test_evaluate_ends_with_json_and_prints_a_table(bundle: Path, corpus_valid: 
     assert "onnxruntime:" in results[0]["signature"]
     assert "batch:32" in results[0]["signature"]
     assert "% of tokens that stop" in outcome.stderr
+
+
+def test_a_shortlist_is_used_where_it_is_asked_for(
+    bundle: Path, corpus_valid: tuple[Path, Path], sentences: list[str]
+) -> None:
+    files = ("--src", corpus_valid[0], "--ref", corpus_valid[1])
+    found = []
+    for options in ([], ["--shortlist"]):
+        outcome = run_edgeseq("evaluate", "--model", bundle, *files, "--depth", "full", *options)
+        assert outcome.code == 0, outcome.stderr
+        found.append(json.loads(outcome.lines[-1])["results"][0])
+    whole, listed = found
+    assert listed["flops_per_token"] < whole["flops_per_token"]
+    assert "|shortlist:on|" in listed["signature"]
+    assert "shortlist" not in whole["signature"]
+    report = load_bundle(bundle).manifest.shortlist
+    assert report is not None
+    assert report.report is not None
+    assert (report.report.bleu, report.report.full_bleu) == pytest.approx((listed["bleu"], whole["bleu"]))
+    text = "\n".join(sentences[:4]) + "\n"
+    outcome = run_edgeseq("translate", "--model", bundle, "--shortlist", stdin=text.encode())
+    assert outcome.code == 0, outcome.stderr
+    translator = Translator(bundle, shortlist=True, device="cpu")
+    assert outcome.lines == [result.text for result in translator.translate(sentences[:4])]
+    assert report.report.describe() in run_edgeseq("inspect", bundle).lines
 
 
 def test_evaluate_names_a_policy_that_the_bundle_lacks(bundle: Path, corpus_valid: tuple[Path, Path]) -> None:
@@ -127,6 +155,13 @@ def test_export_refuses_what_is_not_a_run(tmp_path: Path) -> None:
     assert outcome.code == 1
     assert "config.json" in outcome.stderr
     assert "is it the folder of a training run?" in outcome.stderr
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_shortlist_needs_validation_text(run: Path, tmp_path: Path) -> None:
+    outcome = run_edgeseq("export", run, "--out", tmp_path / "b", "--shortlist")
+    assert outcome.code == 1
+    assert "what a shortlist changes is measured on validation text: give some (--valid-src and" in outcome.stderr
     assert list(tmp_path.iterdir()) == []
 
 

@@ -61,14 +61,30 @@ def test_batched_equals_single_in_bits(name: str, policies: dict[str, str], bund
         assert len(depths) > 1, "the policy never decides"
 
 
+@pytest.mark.parametrize("size", [1, 3])
+@pytest.mark.parametrize("name", ["full", "halting", "confidence", "certainty"])
+def test_batched_equals_single_in_bits_with_shortlists(
+    name: str, size: int, policies: dict[str, str], bundle: Path, sentences: list[str]
+) -> None:
+    """Each sentence has candidates of its own, and batches pad them."""
+    text = sentences[-500:] if size == 1 else sentences[-80:]
+    translator = Translator(bundle, depth=policies[name], device="cpu", shortlist=True)
+    single = translator.translate(text, batch_size=1, max_length=12, scores=True, beam=size)
+    for batch_size in (7, 32):
+        batched = translator.translate(text, batch_size=batch_size, max_length=12, scores=True, beam=size)
+        assert bits(batched) == bits(single)
+    assert len({translation.candidates for translation in single}) > 30
+
+
 def test_arithmetic_that_mixes_rows_is_seen(
     bundle: Path, sentences: list[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Control: exit states scaled by the batch's largest value and back, as per-tensor quantisation does."""
     original = Engine._classify
 
-    def mixed(engine: Engine, state: DecoderState, block: int, exit_states: FloatArray) -> FloatArray:
-        return original(engine, state, block, _quantise(exit_states))
+    def mixed(engine: Engine, state: DecoderState, block: int, rows: IntArray | None) -> FloatArray:
+        state.exit_states[:] = _quantise(state.exit_states)
+        return original(engine, state, block, rows)
 
     monkeypatch.setattr(Engine, "_classify", mixed)
     translator = Translator(bundle, depth="full", device="cpu")

@@ -32,7 +32,10 @@ from edgeseq_runtime.tokenizer import EOS_ID
 from graph_checks import late_reads
 from linear import linear
 
-ONE_OF_EACH_KIND = ["encoder.onnx", "cross_2.onnx", "block_1.onnx", "block_3.onnx", "head.onnx", "step.onnx"]
+ONE_OF_EACH_KIND = [
+    *("encoder.onnx", "cross_2.onnx", "block_1.onnx", "block_3.onnx", "head.onnx", "step.onnx"),
+    *("candidates.onnx", "shortlist_step.onnx"),
+]
 
 
 @pytest.fixture(scope="module")
@@ -47,7 +50,7 @@ def model(run: Path) -> Seq2Seq:
 
 @pytest.fixture(scope="module")
 def parts(model: Seq2Seq, loaded: Bundle) -> dict[str, GraphPart]:
-    return {part.signature.file: part for part in split_model(model, loaded.manifest.model)}
+    return {part.signature.file: part for part in split_model(model, loaded.manifest.model, "float32")}
 
 
 def perturb(graph: onnx.ModelProto, weight: Tensor | None = None, share: float = 0.01) -> onnx.ModelProto:
@@ -86,7 +89,7 @@ def test_every_graph_equals_its_module_and_the_manifest_says_so(loaded: Bundle) 
 
 def test_there_is_a_control_for_each_kind_of_graph(loaded: Bundle) -> None:
     roles = {entry.file: entry.role for entry in loaded.manifest.graphs}
-    assert {roles[file] for file in ONE_OF_EACH_KIND} == set(roles.values())
+    assert {roles[file] for file in ONE_OF_EACH_KIND} == set(roles.values()) - {"shortlist_head"}
 
 
 @pytest.mark.parametrize("file", ONE_OF_EACH_KIND)
@@ -98,6 +101,18 @@ def test_one_perturbed_weight_fails_the_comparison_by_name(
     assert failed_rows([compare_graph(parts[file], facts, graph, seed=1)]) == []
     failed = failed_rows([compare_graph(parts[file], facts, perturb(graph), seed=1)])
     assert [row.graph for row in failed] == [file]
+
+
+def test_an_exit_head_that_subtracts_the_bias_of_candidates_is_refused(
+    bundle: Path, loaded: Bundle, parts: dict[str, GraphPart]
+) -> None:
+    """It has no weights of its own that could be perturbed."""
+    part, facts = parts["shortlist_head.onnx"], loaded.manifest.model
+    graph = onnx.load(bundle / part.signature.file)
+    assert failed_rows([compare_graph(part, facts, graph, seed=1)]) == []
+    (add,) = (node for node in graph.graph.node if node.op_type == "Add")
+    add.op_type = "Sub"
+    assert [row.graph for row in failed_rows([compare_graph(part, facts, graph, seed=1)])] == ["shortlist_head.onnx"]
 
 
 @pytest.mark.parametrize("number", [1, 2, 3, 4])

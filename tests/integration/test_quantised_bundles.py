@@ -38,6 +38,10 @@ from edgeseq_runtime.search import Hypothesis, greedy, output_limit
 from edgeseq_runtime.signatures import expected_signatures
 from edgeseq_runtime.tokenizer import BOS_ID, EOS_ID, PAD_ID
 
+SHORTLIST = ("--shortlist", "--shortlist-best", 20)
+NOT_BLAMED = {"step.onnx", "candidates.onnx", "shortlist_head.onnx", "shortlist_step.onnx"}
+"""They compute what others do."""
+
 COMPUTE_TYPES = ["int8", "int8-weights", "int4"]
 
 POLICIES = ["full", "2", "halting", "confidence", "certainty", "multinomial", "by-sentence"]
@@ -85,7 +89,7 @@ def exported(export: Callable[..., Outcome], tmp_path_factory: pytest.TempPathFa
         bundle = tmp_path_factory.mktemp("quantised") / f"{compute_type}.bundle"
         with pytest.MonkeyPatch.context() as patch:
             open_gate(patch)
-            outcome = export(bundle, "--compute-type", compute_type)
+            outcome = export(bundle, "--compute-type", compute_type, *SHORTLIST)
         assert outcome.code == 0, outcome.stderr
         return bundle
 
@@ -249,14 +253,27 @@ def test_inspect_shows_the_compute_type_and_what_it_changed(quantised: Path, bun
 # The numeric promise.
 
 
+@pytest.mark.parametrize("shortlist", [False, True])
 @pytest.mark.parametrize("name", ["full", "halting", "confidence"])
-def test_batched_equals_single_in_bits(name: str, quantised: Path, policies: dict[str, str], text: list[str]) -> None:
-    translator = Translator(quantised, depth=policies[name], device="cpu")
+def test_batched_equals_single_in_bits(
+    name: str, shortlist: bool, quantised: Path, policies: dict[str, str], text: list[str]
+) -> None:
+    translator = Translator(quantised, depth=policies[name], device="cpu", shortlist=shortlist)
     single = bits(translator.translate(text, batch_size=1, max_length=12, scores=True))
     for batch_size in (3, 32):
         assert bits(translator.translate(text, batch_size=batch_size, max_length=12, scores=True)) == single
     depths = {depth for _, _, used, _ in single for depth in used}  # type: ignore[attr-defined]
     assert len(depths) > 1 or name == "full", "the policy never decides"
+
+
+def test_a_shortlist_changes_few_translations_in_fewer_bits_too(quantised: Path) -> None:
+    """Its exit head is of 8 bits, in no compute type like that of the whole vocabulary."""
+    facts = load_bundle(quantised).manifest.shortlist
+    assert facts is not None
+    assert facts.report is not None
+    assert facts.weights == "int8"
+    assert facts.report.changed < 0.5
+    assert facts.report.chrf == pytest.approx(facts.report.full_chrf, abs=5)
 
 
 def replace_head(folder: Path, graph: onnx.ModelProto) -> None:
@@ -518,7 +535,7 @@ def test_the_damaged_graph_is_blamed_first(
     full = loaded.policy("full")
     model = loaded.manifest.model
     found = blame_graphs((float32, damaged), model, full, sources[:32])
-    assert sorted(name for name, _ in found) == sorted(set(files_of(loaded)) - {"step.onnx"})
+    assert sorted(name for name, _ in found) == sorted(set(files_of(loaded)) - NOT_BLAMED)
     agreements = [choices.token_agreement for _, choices in found]
     assert agreements == sorted(agreements)
     assert found[0][0] == "block_2.onnx"
@@ -574,7 +591,7 @@ def test_a_bundle_over_a_limit_is_not_written_and_an_older_one_stays(
         r"No bundle is written\. Each graph alone in int8, the most harmful first:",
         first,
     )
-    assert sorted(line.split()[0] for line in table) == sorted(set(files_of(loaded)) - {"step.onnx"})
+    assert sorted(line.split()[0] for line in table) == sorted(set(files_of(loaded)) - NOT_BLAMED)
     assert last == "Keep those in float32 (--keep-float32 NAME), or choose another compute type."
     assert contents(place) == {f"en-de.bundle/{name}": data for name, data in contents(bundle).items()}
     assert list(temporary.iterdir()) == []
@@ -587,7 +604,7 @@ def test_a_bundle_within_all_limits_replaces_an_older_one(
     """Control: nothing but the limit kept the older one. And the same run gives the same bundle."""
     place = tmp_path / "en-de.bundle"
     shutil.copytree(bundle, place)
-    outcome = export(place, "--compute-type", "int8")
+    outcome = export(place, "--compute-type", "int8", *SHORTLIST)
     assert outcome.code == 0, outcome.stderr
     assert contents(place) == contents(exported("int8"))
     assert contents(place) != contents(bundle)

@@ -10,7 +10,7 @@ import pytest
 from edgeseq.models.reference import NaiveHypothesis, naive_beam_search
 from edgeseq_runtime import beam as beam_module
 from edgeseq_runtime.arrays import FloatArray, IntArray
-from edgeseq_runtime.beam import BeamOptions, beam_search
+from edgeseq_runtime.beam import GREEDY, BeamOptions, beam_search
 from edgeseq_runtime.errors import InputError
 from edgeseq_runtime.policy import DepthPolicy, FixedDepth
 from edgeseq_runtime.search import Hypothesis, greedy
@@ -25,6 +25,7 @@ POLICY = FixedDepth("1", tiny_facts(), 1)
 class Scored:
     logits: FloatArray
     depths: IntArray
+    candidates: IntArray | None = None
 
 
 def logits_after(source: int, path: Sequence[int]) -> FloatArray:
@@ -68,6 +69,68 @@ class Paths:
 
     def run_ahead(self, *arguments: object) -> None:
         """Every step is asked for."""
+
+
+CANDIDATES = np.array([PAD_ID, 1, BOS_ID, EOS_ID, 5, PAD_ID, PAD_ID])
+"""Padding behind; see `edgeseq_runtime.shortlist`."""
+
+
+class Masked(Paths):
+    """Has no other piece than the candidates to choose from."""
+
+    def step(
+        self,
+        state: list[list[int]],
+        tokens: IntArray,
+        parents: IntArray | None = None,
+        depths: IntArray | None = None,
+    ) -> Scored:
+        step = super().step(state, tokens, parents, depths)
+        step.logits[:, np.setdiff1d(np.arange(VOCAB), CANDIDATES)] = -np.inf
+        return step
+
+
+class Listed(Masked):
+    """Gives their logits only."""
+
+    def step(
+        self,
+        state: list[list[int]],
+        tokens: IntArray,
+        parents: IntArray | None = None,
+        depths: IntArray | None = None,
+    ) -> Scored:
+        step = super().step(state, tokens, parents, depths)
+        logits = step.logits[:, CANDIDATES]
+        logits[:, -2:] = -np.inf
+        return Scored(logits, step.depths, np.tile(CANDIDATES, (len(logits), 1)))
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        GREEDY,
+        BeamOptions(size=3),
+        BeamOptions(size=4, n_best=4, min_length=4),
+        BeamOptions(size=2, no_repeat_ngram=1),
+        BeamOptions(size=3, no_repeat_ngram=2),
+    ],
+    ids=str,
+)
+def test_columns_of_candidates_are_their_pieces(options: BeamOptions) -> None:
+    """The same as with a column for every piece, of which others cannot be chosen."""
+
+    def found(decoder: Paths) -> list[list[Hypothesis]]:
+        sources = [[source] for source in SOURCES]
+        if options == GREEDY:
+            return [[best] for best in greedy(decoder, sources, POLICY, LIMITS, want_scores=True)]
+        return beam_search(decoder, sources, POLICY, LIMITS, options, places=3)
+
+    listed, masked = found(Listed()), found(Masked())
+    assert [paths_of(hypotheses) for hypotheses in listed] == [paths_of(hypotheses) for hypotheses in masked]
+    assert {token for of_one in listed for each in of_one for token in each.tokens} == {1, EOS_ID, 5}
+    for one, other in zip(itertools.chain(*listed), itertools.chain(*masked), strict=True):
+        assert one.score == pytest.approx(other.score, abs=1e-5)
 
 
 def naive(source: int, limit: int, options: BeamOptions) -> list[NaiveHypothesis]:
@@ -133,8 +196,8 @@ def test_a_beam_of_one_is_greedy_search() -> None:
 def test_control_a_row_that_continues_the_wrong_one_is_seen(monkeypatch: pytest.MonkeyPatch) -> None:
     original = beam_module._Beam.advance
 
-    def advance(self: beam_module._Beam, logits: FloatArray, depths: IntArray) -> IntArray:
-        rows = original(self, logits, depths)
+    def advance(self: beam_module._Beam, logits: FloatArray, depths: IntArray, candidates: IntArray | None) -> IntArray:
+        rows = original(self, logits, depths, candidates)
         return rows if self.done else np.zeros_like(rows)
 
     monkeypatch.setattr(beam_module._Beam, "advance", advance)

@@ -10,6 +10,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+from safetensors.numpy import save
 
 from edgeseq_runtime.bundle import file_sha256, load_bundle
 from edgeseq_runtime.errors import BundleError
@@ -236,3 +237,40 @@ def test_wrong_predictors_are_refused(bundle: Path, changes: dict[str, np.ndarra
     assert message in text
     if "holds {" in text:
         assert text.endswith(f"expected {EXPECTED}")
+
+
+@pytest.fixture
+def with_shortlist(tmp_path: Path) -> Path:
+    return write_tiny_bundle(tmp_path / "b", shortlist=True)
+
+
+def test_a_shortlist_is_read(with_shortlist: Path) -> None:
+    shortlist = load_bundle(with_shortlist).shortlist
+    assert shortlist is not None
+    assert shortlist.facts.best == 3
+
+
+def test_a_bundle_without_a_shortlist_has_none(bundle: Path) -> None:
+    assert load_bundle(bundle).shortlist is None
+
+
+def test_a_shortlist_of_pieces_that_are_none_is_refused(with_shortlist: Path) -> None:
+    tables = {"best": np.full((60, 3), 60, np.uint16), "frequent": np.zeros(6, np.uint16)}
+    replace_file(with_shortlist, "shortlist.safetensors", save(tables))
+    assert refusal(with_shortlist).endswith("lists the id 60 under 'best', but there are 60 pieces")
+
+
+def test_graphs_of_a_shortlist_that_is_not_declared_are_refused(with_shortlist: Path) -> None:
+    def change(content: dict[str, Any]) -> None:
+        content["shortlist"] = None
+        content["files"] = [entry for entry in content["files"] if entry["role"] != "shortlist"]
+
+    edit_manifest(with_shortlist, change)
+    message = refusal(with_shortlist)
+    for name in ("candidates", "shortlist_head", "shortlist_step"):
+        assert f"graph {name}.onnx is not expected" in message
+
+
+def test_integers_where_a_shortlist_declares_float32_are_refused(with_shortlist: Path) -> None:
+    edit_manifest(with_shortlist, lambda content: content["shortlist"].update(weights="int8"))
+    assert "candidates.onnx: outputs are candidate_weights float32" in refusal(with_shortlist)

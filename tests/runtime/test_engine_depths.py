@@ -325,10 +325,10 @@ def test_confidence_runs_each_head_once_per_row(bundle: Bundle, monkeypatch: pyt
     rows = 0
     classify = Engine._classify
 
-    def count(self: Engine, state: DecoderState, block: int, exit_states: FloatArray) -> FloatArray:
+    def count(self: Engine, state: DecoderState, block: int, of_rows: IntArray | None) -> FloatArray:
         nonlocal rows
-        rows += len(exit_states)
-        return classify(self, state, block, exit_states)
+        rows += state.rows if of_rows is None else len(of_rows)
+        return classify(self, state, block, of_rows)
 
     monkeypatch.setattr(Engine, "_classify", count)
     _, depths = feed(open_engine(bundle), bundle.policy("confidence:0.08,0.12@1,3"), EVERYONE)

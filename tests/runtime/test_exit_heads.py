@@ -31,7 +31,8 @@ class Step:
         self.exit_states = np.zeros((len(depths), DIM), dtype=np.float32)
         self.runs: list[tuple[int, int]] = []
 
-    def classify(self, block: int, exit_states: FloatArray) -> FloatArray:
+    def classify(self, block: int, rows: IntArray | None) -> FloatArray:
+        exit_states = self.exit_states if rows is None else self.exit_states[rows]
         for state in exit_states:
             row, first = divmod(int(state[0]), 10 * DIM)
             assert block in {first, 0}, "a head runs on states of another block"
@@ -49,7 +50,7 @@ class Step:
             self.exit_states[active] = states_after(block, len(self.depths))[active]
             stopped = self.depths[active] == block
             if block in self.read and len(active):
-                logits = heads.classify(block, heads.exit_states_of(active))
+                logits = heads.classify(block, active)
                 if stopped.any():
                     heads.keep(active, logits, stopped)
         return heads.finish(self.depths)
@@ -94,10 +95,10 @@ def test_one_call_serves_all_rows_of_a_step_without_reading(tied: bool) -> None:
     calls = 0
 
     class Counting(Step):
-        def classify(self, block: int, exit_states: FloatArray) -> FloatArray:
+        def classify(self, block: int, rows: IntArray | None) -> FloatArray:
             nonlocal calls
             calls += 1
-            return super().classify(block, exit_states)
+            return super().classify(block, rows)
 
     Counting([1, 3, 3, 4], set(), tied=tied).logits()
     assert calls == (1 if tied else 3)

@@ -63,8 +63,8 @@ def test_predictors_are_described(data: bytes) -> None:
         (b"[]", "m.json is not the manifest of a bundle: format is None, expected 'edgeseq-bundle'"),
         (b'{"format": "onnx"}', "format is 'onnx', expected 'edgeseq-bundle'"),
         (
-            b'{"format": "edgeseq-bundle", "format_version": 7}',
-            "m.json has format_version 7; this edgeseq reads version 6: export the model again, or",
+            b'{"format": "edgeseq-bundle", "format_version": 8}',
+            "m.json has format_version 8; this edgeseq reads version 7: export the model again, or",
         ),
         (b'{"format": "edgeseq-bundle", "format_version": 2}', "m.json has format_version 2; this edgeseq reads"),
         (b'{"format": "edgeseq-bundle", "format_version": true}', "has format_version True;"),
@@ -94,6 +94,8 @@ def test_all_mistakes_are_reported_at_once(data: bytes) -> None:
     assert "  surprise: Extra inputs are not permitted" in message
     assert "  provenance: Field required" in message
 
+
+SHORTLIST = {"best": 1, "frequent": 1, "weights": "int8", "report": None}
 
 NAMES = ["../x", "a/b", "a\\b", "/etc/passwd", ".hidden", "", "-r", "x\x00", "n\u00e4me", "a b"]
 
@@ -130,6 +132,8 @@ def set_value(*path: str | int, value: object) -> Change:
             set_value("model", "decoder_reaches", value=[3, 5, -1, 7]),
             "model.decoder_reaches.2: Input should be greater",
         ),
+        (set_value("shortlist", value=SHORTLIST), "expected ['predictors', 'shortlist', 'tokenizer',"),
+        (set_value("shortlist", value=SHORTLIST | {"weights": "int4"}), "shortlist.weights: Input should be 'float32'"),
         (
             set_value("model", "decoder_reaches", value=[3]),
             "there are predictors, but one decoder block leaves nothing",
@@ -159,6 +163,16 @@ def test_fields_that_contradict_are_refused(data: bytes, change: Change, message
     with pytest.raises(BundleError) as error:
         Manifest.from_bytes(changed(data, change))
     assert message in str(error.value)
+
+
+def test_a_shortlist_of_untied_heads_is_refused(data: bytes) -> None:
+    def change(content: dict[str, Any]) -> None:
+        content["shortlist"] = SHORTLIST
+        content["files"].append(content["files"][0] | {"role": "shortlist", "file": "shortlist.safetensors"})
+        content["model"]["head"] = "untied"
+
+    with pytest.raises(BundleError, match="there is a shortlist, but exit heads are untied: shortlists are for tied"):
+        Manifest.from_bytes(changed(data, change))
 
 
 def test_heads_of_the_mixer_are_those_of_attention_where_it_attends() -> None:

@@ -1,18 +1,18 @@
 """The embedding guide says only what works."""
 
-import shutil
 from pathlib import Path
 
 import pytest
 
 from markdown_blocks import find_blocks
+from tiny_bundle import write_tiny_bundle
 
 README = Path(__file__).resolve().parents[2] / "runtime" / "README.md"
 
 
-def test_python_blocks_run_in_order(tiny_bundle: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_python_blocks_run_in_order(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """One namespace, with a bundle where the guide has it."""
-    shutil.copytree(tiny_bundle, tmp_path / "en-de.bundle")
+    write_tiny_bundle(tmp_path / "en-de.bundle", shortlist=True)
     monkeypatch.chdir(tmp_path)
     blocks = find_blocks(README, "python")
     assert len(blocks) >= 5

@@ -36,6 +36,18 @@ def test_tensors_are_read() -> None:
         assert not read[name].flags.writeable
 
 
+def test_small_integers_are_read_where_they_are_expected() -> None:
+    header = {"ids": entry(dtype="U16", shape=[2, 2])}
+    body = np.array([[1, 65535], [0, 7]], dtype="<u2").tobytes()
+    read = read_safetensors(pack(header, body), "p", "U16")["ids"]
+    assert read.dtype == np.uint16
+    assert read.tolist() == [[1, 65535], [0, 7]]
+    with pytest.raises(BundleError, match="p, tensor 'ids': dtype is 'U16', expected 'F32'"):
+        read_safetensors(pack(header, body), "p")
+    with pytest.raises(BundleError, match=r"tensor 'ids': data_offsets \[0, 8\] do not fit the shape \[2, 4\] of U16"):
+        read_safetensors(pack({"ids": entry(dtype="U16", shape=[2, 4])}, body), "p", "U16")
+
+
 def test_metadata_empty_tensors_and_any_order_are_accepted() -> None:
     header = {
         "__metadata__": {"format": "np"},

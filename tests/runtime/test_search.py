@@ -21,6 +21,7 @@ POLICY = FixedDepth("1", tiny_facts(), 1)
 class Scored:
     logits: np.ndarray
     depths: np.ndarray
+    candidates: np.ndarray | None = None
 
 
 @dataclass

@@ -118,6 +118,29 @@ def test_random_weights_of_any_compute_type_are_timed(compute_type: str) -> None
     assert "FLOPs saved" in outcome.stderr
 
 
+@pytest.mark.parametrize("compute_type", ["float32", "int8"])
+def test_shortlists_are_timed_and_their_candidates_counted(compute_type: str) -> None:
+    sizes = ("--random", "--dim", "32", "--ffn", "32", "--vocab", "2000", "--blocks", "2", "--rounds", "1")
+    shape = ("--compute-type", compute_type, "--target-length", "3", "--source-length", "5")
+    found = []
+    for options in ((), ("--shortlist",)):
+        outcome = run_edgeseq("bench", *sizes, *shape, *options)
+        assert outcome.code == 0, outcome.stderr
+        found.append(json.loads(outcome.lines[0]))
+    whole, listed = found
+    assert (whole["shortlist"], listed["shortlist"]) == (False, True)
+    saved = 1e6 * (whole["mflop_per_token"] - listed["mflop_per_token"])
+    # Every third piece, the special ones that are not among them, and those of the source.
+    assert saved == pytest.approx(2 * 32 * (2000 - 667 - 2 - 3), abs=2 * 32 * 4)
+
+
+def test_a_bundles_shortlist_is_timed(tmp_path: Path) -> None:
+    bundle = write_tiny_bundle(tmp_path / "tiny.bundle", shortlist=True)
+    outcome = run_edgeseq("bench", bundle, "--rounds", "1", "--target-length", "5", "--shortlist")
+    assert outcome.code == 0, outcome.stderr
+    assert json.loads(outcome.lines[0])["shortlist"]
+
+
 def test_processes_measure_at_the_same_time(tmp_path: Path) -> None:
     """Each takes the time of its own decodes; together they make the tokens of all."""
     model = write_random_model(tmp_path, SIZES, "float32")
@@ -153,6 +176,7 @@ def test_a_bundle_is_timed_under_its_own_policies(tmp_path: Path) -> None:
         (lambda _: (*RANDOM, "--depth", "3.5"), "average 3.5: expected 1 to 3"),
         (lambda bundle: (bundle, "--depth", "deep"), "depth policy 'deep' is not known. This bundle has: full"),
         (lambda _: ("missing.bundle",), "missing.bundle"),
+        (lambda bundle: (bundle, "--shortlist"), "tiny.bundle has none: export the model again with --shortlist"),
     ],
 )
 def test_mistakes_are_told(arguments: Callable[[Path], tuple[str, ...]], message: str, tmp_path: Path) -> None:

@@ -14,11 +14,12 @@ HASH = "0123456789abcdef" * 4
 
 MANIFEST: dict[str, object] = {
     "format": "edgeseq-bundle",
-    "format_version": 6,
+    "format_version": 7,
     "edgeseq_version": "0.1.0",
     "created": "2026-01-31",
     "compute_type": "float32",
     "quantisation": None,
+    "shortlist": None,
     "model": {
         "dim": 64,
         "heads": 4,
@@ -121,7 +122,7 @@ def inspect(*arguments: str) -> Outcome:
 def test_summary_names_what_a_user_asks_about() -> None:
     assert inspect().lines == [
         "Bundle     en-de.bundle",
-        "Format     6, written by edgeseq 0.1.0 on 2026-01-31",
+        "Format     7, written by edgeseq 0.1.0 on 2026-01-31",
         "Size       2.00 MB in 6 files, float32",
         f"SHA-256    {HASH}",
         "Licence    CC BY 2.0 FR",

@@ -305,12 +305,12 @@ def test_depths_and_several_hypotheses_do_not_go_together() -> None:
 def test_options_reach_the_translator() -> None:
     translate(
         *("--depth", "halting:0.4", "--batch-size", 7, "--threads", 2),
-        *("--device", "cpu", "--max-length", 50),
+        *("--device", "cpu", "--max-length", 50, "--shortlist"),
         *("--beam-size", 5, "--length-penalty", 0.6, "--n-best", 3, "--min-length", 2, "--no-repeat-ngram", 4),
     )
     beam = BeamOptions(size=5, length_penalty=0.6, n_best=3, min_length=2, no_repeat_ngram=4)
     assert FakeTranslator.calls == [
-        {"path": "b", "depth": "halting:0.4", "device": "cpu", "processes": 2},
+        {"path": "b", "depth": "halting:0.4", "device": "cpu", "processes": 2, "shortlist": True},
         {"batch_size": 7, "max_length": 50, "beam": beam, "prefixes": None},
         {"closed": True},
     ]
@@ -319,7 +319,7 @@ def test_options_reach_the_translator() -> None:
 def test_defaults_leave_the_choice_to_the_bundle() -> None:
     translate()
     assert FakeTranslator.calls == [
-        {"path": "b", "depth": None, "device": "auto"},
+        {"path": "b", "depth": None, "device": "auto", "shortlist": False},
         {"batch_size": 32, "max_length": None, "beam": BeamOptions(size=1), "prefixes": None},
     ]
 

@@ -23,6 +23,7 @@ from edgeseq_export.activation_ranges import ActivationRange, _Observer, measure
 from edgeseq_export.compute_types import (
     FLOAT32,
     BlockwiseWeights,
+    CandidateHead,
     ComputeType,
     FloatArray,
     Int8,
@@ -35,7 +36,7 @@ from edgeseq_runtime.signatures import GraphSignature
 from edgeseq_runtime.tokenizer import EOS_ID
 from tiny_bundle import VOCAB_SIZE, tiny_model
 
-READER = nn.Identity()
+READER: nn.Module = nn.Identity()
 """Stands for the module whose product is written."""
 
 STEP = 1 / 32
@@ -46,8 +47,8 @@ WITHOUT_NEGATIVE = ActivationRange(0.0, 255 * STEP)
 COMPUTE_TYPES: dict[str, ComputeType] = {
     "float32": FLOAT32,
     "int8": Int8({READER: WITH_NEGATIVE}),
-    "int8-weights": BlockwiseWeights(8),
-    "int4": BlockwiseWeights(4),
+    "int8-weights": BlockwiseWeights(8, {READER: WITH_NEGATIVE}),
+    "int4": BlockwiseWeights(4, {READER: WITH_NEGATIVE}),
 }
 QUANTISED = [name for name in COMPUTE_TYPES if name != "float32"]
 BLOCKWISE = {"int8-weights": 8, "int4": 4}
@@ -675,3 +676,52 @@ def test_a_range_has_about_the_smallest_error_of_those_it_might_have_had() -> No
 
 def test_a_range_of_what_is_always_zero_is_nothing_but_zero() -> None:
     assert best_range(np.zeros(100, dtype=np.float32)) == ActivationRange(0.0, 0.0)
+
+
+# Exit heads for each row's candidates.
+
+
+def candidate_products(compute_type: ComputeType, head: CandidateHead) -> onnx.ModelProto:
+    """The graph that takes weights for ids, and multiplies x by them, to y."""
+    x, ids = spec("x", "rows", head.table.shape[1]), spec("ids", "rows", "candidates", dtype="int64")
+    y = spec("y", "rows", "candidates")
+    writer = GraphWriter(GraphSignature("part.onnx", "shortlist_head", None, (x, ids), (y,)))
+    compute_type.take_candidates(writer, head, "ids")
+    writer.add("Identity", compute_type.multiply_candidates(writer, "x", head.reader), output="y")
+    return writer.finish()
+
+
+CANDIDATES = np.array([[3, 9, 20, 41], [0, 5, 6, 7], [49, 1, 1, 30]])
+
+
+@pytest.mark.parametrize("name", COMPUTE_TYPES)
+@pytest.mark.parametrize("scale", [1.0, 0.25])
+def test_candidates_have_the_products_of_their_columns(name: str, scale: float) -> None:
+    """In all types of fewer bits, those of `int8`."""
+    table, x = normal(50, 32), normal(3, 32, seed=2)
+    head = CandidateHead(torch.from_numpy(table), scale, READER)
+    found = run(candidate_products(COMPUTE_TYPES[name], head), x=x, ids=CANDIDATES)
+    whole = COMPUTE_TYPES["float32" if name == "float32" else "int8"]
+    wanted = np.take_along_axis(run(product(whole, np.ascontiguousarray(scale * table.T)), x=x), CANDIDATES, axis=1)
+    np.testing.assert_allclose(found, wanted, rtol=1e-5, atol=1e-5)
+    # Control: other columns.
+    assert not np.allclose(found, np.roll(wanted, 1, axis=1), atol=0.1)
+
+
+@pytest.mark.parametrize("name", COMPUTE_TYPES)
+def test_products_with_candidates_depend_on_no_other_row_and_no_padding(name: str) -> None:
+    table, x = normal(400, 64), normal(9, 64, seed=2)
+    ids = np.random.default_rng(3).integers(0, 400, (9, 352))
+    opened = session(candidate_products(COMPUTE_TYPES[name], CandidateHead(torch.from_numpy(table), 1.0, READER)))
+    (together,) = opened.run(None, {"x": x, "ids": ids})
+    for row in range(9):
+        width = 32 * (row + 1)
+        (alone,) = opened.run(None, {"x": x[row : row + 1], "ids": ids[row : row + 1, :width]})
+        np.testing.assert_array_equal(alone[0], together[row, :width])
+
+
+def test_weights_of_candidates_are_integers_in_fewer_bits() -> None:
+    head = CandidateHead(torch.from_numpy(normal(50, 32)), 1.0, READER)
+    for name, compute_type in COMPUTE_TYPES.items():
+        found = operators(candidate_products(compute_type, head))
+        assert ("MatMulInteger" in found, "MatMul" in found) == ((False, True) if name == "float32" else (True, False))
