@@ -54,6 +54,8 @@ class _State(Generic[A]):
 class _Scored:
     logits: Logits
     depths: Ids
+    candidates: None = None
+    """There is a logit for every piece."""
 
 
 class _CachedDecoder(Generic[A]):
