@@ -169,6 +169,10 @@ class TrainingConfig(ScheduleConfig):
     """Positions per batch on its longer side, at most; almost none of them are padding."""
     accumulation: int = Field(1, ge=1)
     """Batches per optimiser step."""
+    start_from: str | None = None
+    """Folder of a finished run whose weights to start from: every one that has a name and a shape of this model's; the
+    others start at random. Its tokenizer is taken too. For going on with one's own text, and for a student that keeps
+    its teacher's encoder. None: all start at random."""
     exits: Literal["all", "sampled", "last", "mixed"] = "sampled"
     """Exits in the loss of each step. Aligned training: all, or the last and one drawn from the others, weighted so
     that the expected gradient is the same. Last: an ordinary model, of use at full depth only. Mixed: every token stops
@@ -354,6 +358,9 @@ class RunConfig(_Table):
         return self
 
 
+_PATHS = {"data": ("src", "tgt", "valid_src", "valid_tgt", "tokenizer"), "training": ("start_from",)}
+
+
 def load_config(path: Path, overrides: dict[str, Any] | None = None) -> RunConfig:
     """Reads a TOML file and applies overrides.
 
@@ -373,11 +380,12 @@ def load_config(path: Path, overrides: dict[str, Any] | None = None) -> RunConfi
         raise ConfigError(f"cannot read the configuration {path}: {error.strerror}") from error
     except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
         raise ConfigError(f"{path} is not valid TOML: {error}") from error
-    data = table.get("data")
-    if isinstance(data, dict):
-        for key in ("src", "tgt", "valid_src", "valid_tgt", "tokenizer"):
-            if isinstance(data.get(key), str):
-                data[key] = str((path.parent / data[key]).resolve())
+    for section, keys in _PATHS.items():
+        paths = table.get(section)
+        if isinstance(paths, dict):
+            for key in keys:
+                if isinstance(paths.get(key), str):
+                    paths[key] = str((path.parent / paths[key]).resolve())
     for key, value in (overrides or {}).items():
         _set_dotted(table, key, value)
     return _validate(table, str(path))

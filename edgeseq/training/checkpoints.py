@@ -66,6 +66,25 @@ def load_model(model: nn.Module, path: Path) -> None:
     _fill(model_tensors(model), _read_tensors(path), path)
 
 
+def take_weights(model: nn.Module, path: Path) -> list[str]:
+    """Fills those of a model's parameters that a file has under the same name and in the same shape.
+
+    Returns:
+        The names of the parameters that stay as they are.
+
+    Raises:
+        CheckpointError: the file cannot be read.
+    """
+    parameters = model_tensors(model)
+    tensors = _read_tensors(path)
+    fitting = {
+        name for name, parameter in parameters.items() if name in tensors and tensors[name].shape == parameter.shape
+    }
+    for name in fitting:
+        parameters[name].copy_(tensors[name])
+    return [name for name in parameters if name not in fitting]
+
+
 def save_checkpoint(
     folder: Path,
     model: nn.Module,

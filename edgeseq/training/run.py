@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 import logging
+import re
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -16,7 +17,7 @@ from edgeseq.data.vocabulary import train_tokenizer
 from edgeseq.errors import CheckpointError, ConfigError
 from edgeseq.models import Seq2Seq, build_model
 from edgeseq.models.builder import build_predictor
-from edgeseq.training.checkpoints import CHECKPOINTS_FOLDER, load_model, save_model
+from edgeseq.training.checkpoints import CHECKPOINTS_FOLDER, load_model, model_tensors, save_model, take_weights
 from edgeseq.training.exit_cache import build_exit_cache
 from edgeseq.training.frozen_predictors import fit_predictors
 from edgeseq.training.losses import exit_weights
@@ -58,6 +59,9 @@ def train(config: RunConfig, run: Path, resume: bool) -> None:
     model = build_model(config.model, tokenizer.vocab_size, config.joint_predictors).to(device)
     parameters = sum(parameter.numel() for parameter in model.parameters())
     _LOGGER.info("%s parameters, training on %s", f"{parameters:,}", device)
+    if config.training.start_from is not None and not (run / CHECKPOINTS_FOLDER).exists():
+        _check_start(Path(config.training.start_from), config.model.dim, tokenizer)
+        _start_from(Path(config.training.start_from), model)
     trainer = Trainer(run, model, tokenizer, train_corpus, valid_corpus, config.training, device)
     for phase in _phases(config):
         trainer.run_phase(phase, resume)
@@ -115,6 +119,7 @@ def _changes(old: RunConfig, new: RunConfig) -> list[str]:
         "data.max_pieces": (old.data.max_pieces, new.data.max_pieces),
         "training.seed": (old.training.seed, new.training.seed),
         "training.batch_tokens": (old.training.batch_tokens, new.training.batch_tokens),
+        "training.start_from": (old.training.start_from, new.training.start_from),
         "the predictor that is trained with the trunk": (old.joint_predictors, new.joint_predictors),
     }
     return [name for name, (before, after) in pairs.items() if before != after]
@@ -132,11 +137,38 @@ def _prepare_tokenizer(config: RunConfig, run: Path, *, resume: bool) -> Tokeniz
     if config.data.tokenizer is not None:
         write_file(path, Tokenizer(config.data.tokenizer).model_bytes)
     elif not (resume and path.exists()):
-        _LOGGER.info("training a tokenizer of %d pieces", config.data.vocab_size)
-        pairs = read_parallel(Path(config.data.src), Path(config.data.tgt))
-        sentences: Iterator[str] = itertools.chain.from_iterable(pairs)
-        write_file(path, train_tokenizer(sentences, config.data.vocab_size))
+        write_file(path, _first_tokenizer(config))
     return Tokenizer(path)
+
+
+def _first_tokenizer(config: RunConfig) -> bytes:
+    if config.training.start_from is not None:
+        return Tokenizer(Path(config.training.start_from) / TOKENIZER_FILE).model_bytes
+    _LOGGER.info("training a tokenizer of %d pieces", config.data.vocab_size)
+    pairs = read_parallel(Path(config.data.src), Path(config.data.tgt))
+    sentences: Iterator[str] = itertools.chain.from_iterable(pairs)
+    return train_tokenizer(sentences, config.data.vocab_size)
+
+
+def _check_start(other: Path, dim: int, tokenizer: Tokenizer) -> None:
+    """Refuses a run whose embeddings stand for other pieces, or of whose weights only some biases would fit."""
+    other_dim = load_resolved_config(other / CONFIG_FILE).model.dim
+    if other_dim != dim:
+        raise ConfigError(f"training.start_from = '{other}' has dim = {other_dim} and this model {dim}; set model.dim")
+    if Tokenizer(other / TOKENIZER_FILE).model_bytes != tokenizer.model_bytes:
+        raise ConfigError(
+            f"training.start_from = '{other}' has another tokenizer than this run, so its embeddings would stand for "
+            "other pieces; leave out data.tokenizer, and its own is taken"
+        )
+
+
+def _start_from(other: Path, model: Seq2Seq) -> None:
+    """Takes the weights of another run that fit, and tells which parts of the model are left at random."""
+    new = take_weights(model, other / MODEL_FILE)
+    parameters = model_tensors(model)
+    taken = sum(tensor.numel() for tensor in parameters.values()) - sum(parameters[name].numel() for name in new)
+    modules = dict.fromkeys(re.sub(r"\.\d+\.", ".*.", name).rpartition(".")[0] for name in new)
+    _LOGGER.info("%s of them start from %s; at random: %s", f"{taken:,}", other, ", ".join(modules) or "none")
 
 
 def _prepare_corpus(config: RunConfig, tokenizer: Tokenizer, run: Path, split: str) -> ParallelCorpus:

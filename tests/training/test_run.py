@@ -12,7 +12,7 @@ import pytest
 import torch
 
 import edgeseq.training.run
-from edgeseq.config import RunConfig
+from edgeseq.config import RunConfig, load_resolved_config
 from edgeseq.data.vocabulary import train_tokenizer
 from edgeseq.errors import CheckpointError, ConfigError, DataError, EdgeseqError
 from edgeseq.training.checkpoints import model_tensors
@@ -260,6 +260,75 @@ def test_every_kind_of_training_runs(tmp_path: Path, finished: Path, changes: di
     assert not torch.equal(found[name], plain[name])
 
 
+# --- Starting from another run
+
+
+THREE_BLOCKS = {**STACK, "kernel_sizes": [3, 4, 5]}
+
+
+def train_hardly_from(other: Path, folder: Path, **changes: Any) -> Path:
+    """Trains two short phases at a rate that leaves the weights where they were; a decoder of one block more."""
+    rates: dict[str, Any] = {"training__learning_rate": 1e-9, "joint__learning_rate": 1e-9}
+    changes = {"model__decoder": THREE_BLOCKS, "predictors": [HALTING], **rates, **changes}
+    train(make_config(folder, training__start_from=str(other), **changes), folder / "run", resume=False)
+    return folder / "run"
+
+
+def test_a_run_starts_with_the_weights_of_another_that_fit(
+    tmp_path: Path, finished: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    with caplog.at_level(logging.INFO, logger="edgeseq"):
+        run = train_hardly_from(finished, tmp_path, training__seed=2)
+    old, new = tensors_of(finished), tensors_of(run)
+    kept = {name for name in old.keys() & new.keys() if old[name].shape == new[name].shape}
+    assert {name for name in kept if not torch.allclose(old[name], new[name], atol=1e-6)} == set()
+    halting = {f"predictors.halting.{kind}" for kind in ("weight", "bias")}  # a unit more
+    assert new.keys() - kept == {name for name in new if name.startswith("decoder.blocks.2.")} | halting
+    count = sum(new[name].numel() for name in kept)
+    assert f"{count:,} of them start from {finished}; at random: decoder.blocks.*." in caplog.text
+    assert (run / "tokenizer.model").read_bytes() == (finished / "tokenizer.model").read_bytes()
+
+
+def test_without_it_weights_are_others(tmp_path: Path, finished: Path) -> None:
+    """Control of the test above."""
+    old = tensors_of(finished)["encoder.embedding.table.weight"]
+    config = make_config(tmp_path, training__seed=2, training__learning_rate=1e-9, **NO_PREDICTORS)
+    train(config, tmp_path / "run", resume=False)
+    assert not torch.allclose(old, tensors_of(tmp_path / "run")["encoder.embedding.table.weight"], atol=1e-2)
+
+
+def test_a_run_goes_on_when_what_it_started_from_is_gone(
+    tmp_path: Path, finished: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A checkpoint has all that was taken."""
+    other = tmp_path / "other"
+    shutil.copytree(finished, other)
+    with monkeypatch.context() as patch:
+        interrupt_at(patch, AlignedExits, "loss", 2)
+        with pytest.raises(KeyboardInterrupt):
+            train_hardly_from(other, tmp_path)
+    shutil.rmtree(other)
+    run = tmp_path / "run"
+    train(load_resolved_config(run / "config.json"), run, resume=True)
+    old, new = (tensors_of(folder)["encoder.embedding.table.weight"] for folder in (finished, run))
+    assert torch.allclose(old, new, atol=1e-6)
+
+
+def test_a_run_of_other_pieces_is_no_start(tmp_path: Path, finished: Path) -> None:
+    other = tmp_path / "other.model"
+    other.write_bytes(train_tokenizer(iter(SENTENCES[::2]), VOCAB_SIZE - 8))
+    assert refusal(ConfigError, lambda: train_hardly_from(finished, tmp_path, data__tokenizer=str(other))) == (
+        f"training.start_from = '{finished}' has another tokenizer than this run, so its embeddings would stand for "
+        "other pieces; leave out data.tokenizer, and its own is taken"
+    )
+
+
+def test_a_run_of_another_dim_is_no_start(tmp_path: Path, finished: Path) -> None:
+    assert refusal(ConfigError, lambda: train_hardly_from(finished, tmp_path, model__dim=16)) == (
+        f"training.start_from = '{finished}' has dim = 8 and this model 16; set model.dim"
+    )
+
+
 # --- Refusals
 
 
@@ -275,6 +344,7 @@ def test_a_second_run_in_one_folder_needs_resume(finished: Path) -> None:
         {"model__norm": "post"},
         {"training__seed": 2, "training__batch_tokens": 50},
         {"data__vocab_size": 99},
+        {"training__start_from": "another/run"},
         {"predictors": [{**HALTING, "sigma": 1.0}, *FROZEN]},
         {"predictors": FROZEN},
         {"joint": None},
