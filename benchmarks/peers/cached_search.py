@@ -90,6 +90,9 @@ class _CachedDecoder(Generic[A]):
     def run_ahead(self, *arguments: object) -> None:
         """The search asks for every step."""
 
+    def release(self, state: object) -> None:
+        """Nothing is kept."""
+
 
 def make_translate(model: CachedModel[A], tokenizer: Tokenizer) -> Translate:
     """What translates with a model."""

@@ -68,6 +68,7 @@ class Replayed:
     """
 
     reads_logits = False
+    draft_depth = None
 
     def __init__(self, name: str, depths: IntArray, policy: DepthPolicy) -> None:
         """Wraps a policy.

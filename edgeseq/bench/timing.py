@@ -64,6 +64,7 @@ class _Endless:
         self._engine = engine
         self._depths: IntArray | None = None
         self.adopt = engine.adopt
+        self.release = engine.release
         self.count_candidates = engine.count_candidates
 
     def encode(self, sources: Sequence[Sequence[int]], policy: DepthPolicy) -> DecoderState:

@@ -90,6 +90,7 @@ class _Recorder:
     kinds: Mapping[str, str]
     name: str = "probe"
     reads_logits: bool = True
+    draft_depth = None
     linear_stop: None = None
     choices: list[IntArray] = field(default_factory=list)
     """Of the current step, one (rows,) per block that has run, the last excepted; the others alike."""

@@ -64,6 +64,7 @@ class _Replay:
     """Block → their logits."""
     name: str = "replay"
     reads_logits: bool = True
+    draft_depth = None
     linear_stop: None = None
 
     def limits(self, memory: NDArray[np.float32], lengths: NDArray[np.int64]) -> NDArray[np.int64]:

@@ -183,6 +183,7 @@ def compare_choices(
 class _Led:
     """A depth policy that follows given depths, and notes where another one would have stopped."""
 
+    draft_depth = None
     linear_stop = None
 
     def __init__(self, policy: DepthPolicy, full_depth: int) -> None:

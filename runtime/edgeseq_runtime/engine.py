@@ -34,13 +34,14 @@ from edgeseq_runtime.arrays import AnyArray, BoolArray, FloatArray, IntArray
 from edgeseq_runtime.errors import DeviceError, InputError
 from edgeseq_runtime.exit_heads import StepLogits
 from edgeseq_runtime.manifest import GraphRole, ModelFacts
-from edgeseq_runtime.places import Layout, StepPlaces
+from edgeseq_runtime.places import BlockPlaces, Layout, StepPlaces
 from edgeseq_runtime.policy import DepthPolicy, LinearStop
 from edgeseq_runtime.row_alone import RowAlone
 from edgeseq_runtime.sessions import CPU_PROVIDER, BoundGraph, Graphs, select_provider
 from edgeseq_runtime.shortlist import BatchCandidates, Shortlist, candidate_bias, pad_candidates
 from edgeseq_runtime.signatures import expected_signatures
 from edgeseq_runtime.sinusoids import Sinusoids
+from edgeseq_runtime.speculation import Speculation, Verifier
 from edgeseq_runtime.state import DecoderState, padded_length
 from edgeseq_runtime.tokenizer import PAD_ID
 
@@ -76,7 +77,12 @@ class Engine:
     """
 
     def __init__(
-        self, folder: Path, model: ModelFacts, device: str = "auto", shortlist: Shortlist | None = None
+        self,
+        folder: Path,
+        model: ModelFacts,
+        device: str = "auto",
+        shortlist: Shortlist | None = None,
+        draft_shortlist: Shortlist | None = None,
     ) -> None:
         """Create the sessions that every decode needs; the others follow when they are first wanted.
 
@@ -85,14 +91,16 @@ class Engine:
             model: Facts of its model.
             device: ``cpu``, ``cuda`` or ``auto``.
             shortlist: Of the bundle, to be used for all sentences.
+            draft_shortlist: Of the bundle, to be used for drafts, which need not be right.
 
         Raises:
             BundleError: A graph cannot be loaded, or is not what the manifest declares.
             DeviceError: The device cannot be used.
             InputError: ``device`` is out of range.
         """
-        self._graphs = _open_graphs(folder, model, device, shortlist)
+        self._graphs = _open_graphs(folder, model, device, shortlist or draft_shortlist)
         self.shortlist = shortlist
+        self._draft_shortlist = draft_shortlist
         self.provider = self._graphs.provider
         self._dim = model.dim
         self._vocab_size = model.vocab_size
@@ -102,6 +110,7 @@ class Engine:
         self.full_depth = model.decoder_blocks
         self._tied = model.head == "tied"
         self._never = LinearStop.never(model)
+        self._spare: list[DecoderState] = []  # of one row each
 
     def encode(self, sources: Sequence[Sequence[int]], policy: DepthPolicy) -> DecoderState:
         """Encode sentences and prepare to decode them as one batch.
@@ -126,15 +135,51 @@ class Engine:
         sentences = np.array([next(self._encoded) for _ in sources], dtype=np.int64)
         bias = bias.reshape(len(sources), 1, 1, longest)
         candidates = None if self.shortlist is None else self._choose_candidates(self.shortlist, sources)
-        state = DecoderState.before_start(
-            self._layout, policy, memory, bias, lengths, sentences, self._vocab_size, candidates
-        )
         role: GraphRole = "step" if candidates is None else "shortlist_step"
         whole_step = (role, None) in self._graphs and self.provider == CPU_PROVIDER
-        if len(sources) == 1 and policy.linear_stop is not None and whole_step:
-            graph = self._bound(state, role)
-            state.alone = RowAlone(graph, policy.linear_stop, self._never, self._sinusoids)
+        stop = policy.linear_stop if len(sources) == 1 and whole_step else None
+        state = self._take_spare() if stop is not None else None
+        if state is None:
+            state = DecoderState.before_start(
+                self._layout, policy, memory, bias, lengths, sentences, self._vocab_size, candidates
+            )
+        else:
+            state.start_again(policy, memory, bias, lengths, sentences, candidates)
+        if stop is not None and (state.alone is None or state.alone.stop is not stop):
+            state.alone = RowAlone(self._bound(state, role), stop, self._never, self._sinusoids)
+        if state.alone is not None:
+            self._prepare_drafts(state, sources[0])
         return state
+
+    def release(self, state: DecoderState) -> None:
+        """Take back a state that is not used any more, for the next sentence that is decoded alone.
+
+        Not calling it costs time only.
+        """
+        if state.alone is not None:
+            self._spare.append(state)
+
+    def _prepare_drafts(self, state: DecoderState, source: Sequence[int]) -> None:
+        """Let what drafts the tokens of a sentence alone be ready, where the policy wants drafts."""
+        depth = state.policy.draft_depth
+        if depth is None:
+            state.speculation = None
+            return
+        if self.shortlist is not None:
+            state.draft_candidates = state.candidates
+        elif self._draft_shortlist is not None:
+            state.draft_candidates = self._choose_candidates(self._draft_shortlist, [source])
+        if state.speculation is None or state.speculation.draft_depth != depth:
+            graph = self._graphs["step" if state.draft_candidates is None else "shortlist_step", None].bind()
+            drafter = RowAlone(graph, self._never, self._never, self._sinusoids)
+            verifier = Verifier(self._run_block, self._classify, self.full_depth)
+            state.speculation = Speculation(state, drafter, depth, verifier)
+
+    def _take_spare(self) -> DecoderState | None:
+        try:
+            return self._spare.pop()
+        except IndexError:  # asked for and taken at once: another thread may be here
+            return None
 
     def adopt(self, state: DecoderState, rows: IntArray, other: DecoderState, other_rows: IntArray) -> None:
         """Give rows of a batch to sentences that were encoded apart.
@@ -212,6 +257,9 @@ class Engine:
             return None
         deepest = [int(state.limits[0])] * most if depths is None else depths
         self._enter_alone(state, max(deepest))
+        if state.speculation is not None and depths is None:
+            tokens = state.speculation.decode(token, most, never)
+            return tokens, [self.full_depth] * len(tokens)
         return state.alone.decode(state, token, deepest, never, forced=depths is not None)
 
     def run_graph(self, role: GraphRole, block: int | None, feed: Mapping[str, AnyArray]) -> list[FloatArray]:
@@ -331,7 +379,7 @@ class Engine:
         self._bound(state, "block", 1).run({"states": state.states, **past.tensors}, feed, outputs)
         past.filled[:] = places.next_positions
 
-    def _run_block(self, state: DecoderState, block: int, places: StepPlaces) -> None:
+    def _run_block(self, state: DecoderState, block: int, places: BlockPlaces) -> None:
         """Run a block on the active rows, after making the columns that they skipped."""
         past = state.blocks[block - 1]
         feed = {
@@ -355,7 +403,7 @@ class Engine:
         feed["stop_weight"] = (state.policy.linear_stop or self._never).rows[block - 1]
         return {"stop_scores": state.stop_scores if rows == state.rows else state.stop_scores[:rows]}
 
-    def _sources(self, state: DecoderState, block: int, places: StepPlaces) -> dict[str, AnyArray]:
+    def _sources(self, state: DecoderState, block: int, places: BlockPlaces) -> dict[str, AnyArray]:
         """What a block is told of the rows' sources, computed for rows that enter it a first time."""
         past = state.blocks[block - 1]
         if past.cross is None or not past.all_entered:

@@ -135,7 +135,7 @@ _PREDICTOR = "[a-z][a-z0-9_-]{0,49}"
 _THRESHOLDS = "[0-9.]+(,[0-9.]+)*(@[0-9]+(,[0-9]+)*)?"
 _POLICY = f"^([1-9][0-9]*|{_PREDICTOR}(:{_THRESHOLDS})?)$"
 
-RESERVED_NAMES: Final = frozenset({"full", "adaptive", "confidence"})
+RESERVED_NAMES: Final = frozenset({"full", "adaptive", "confidence", "speculative"})
 """Policies that are no predictor's."""
 
 PredictorKind = Literal["halting", "certainty", "multinomial", "sequence"]

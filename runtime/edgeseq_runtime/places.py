@@ -7,7 +7,9 @@ has just got out of reach. Where attention reads all positions, no ring may go r
 capacity that grows with them. See ``signatures`` for the tensors' shapes.
 """
 
+import math
 from collections.abc import Callable
+from typing import Protocol
 
 import numpy as np
 
@@ -38,6 +40,8 @@ class Layout:
             catch up with.
         grows: Whether any block reads all positions, so that they must be fewer than ``capacity``.
         capacity: Cells of the rings of such blocks.
+        read_places: Gives what a block's graph takes under the name ``places``, (R, ...), of a ring's size and the
+            rows' positions.
     """
 
     def __init__(
@@ -59,7 +63,7 @@ class Layout:
         self.capacity = capacity
         self._model = model
         self._family = {capacity: self} if family is None else family
-        self._read_places = _READERS[self.places](self.heads)
+        self.read_places = _READERS[self.places](self.heads)
         # The arithmetic on a few numbers costs as much as that on many, so its results are kept.
         self._alone: dict[tuple[int, int], tuple[IntArray, AnyArray]] = {}
         self._catch_ups: dict[tuple[int, int, int, int, int], tuple[IntArray, IntArray]] = {}
@@ -134,7 +138,7 @@ class Layout:
 
     def _rings(self, size: int, positions: IntArray) -> tuple[IntArray, AnyArray]:
         cells = self.column_cells(size, np.arange(len(positions)), positions)
-        return cells, self._read_places(size, positions)
+        return cells, self.read_places(size, positions)
 
 
 def order_taps(kernel_size: int, heads: int) -> IntArray:
@@ -185,6 +189,94 @@ _READERS: dict[str, Callable[[int], Callable[[int, IntArray], AnyArray]]] = {
     "tap_places": _TapPlaces,
     "place_bias": _PlaceBias,
 }
+
+
+class BlockPlaces(Protocol):
+    """Where some rows of a batch read and write in a block above the first.
+
+    Attributes:
+        active: (n,), the rows, in order.
+        next_positions: (n,), the positions after their current ones.
+    """
+
+    active: IntArray
+    next_positions: IntArray
+
+    def block_indices(self, size: int, filled: IntArray | None) -> dict[str, AnyArray]:
+        """Give what the block's graph is told of places, by the names of its inputs.
+
+        Args:
+            size: Cells of one of the block's rings.
+            filled: (R,), for each row the first position that has no column in the block yet; None
+                where nothing is pending.
+        """
+
+
+class ConsecutivePlaces:
+    """Places of rows that are one row at consecutive positions, each with its own copy of the past; of convolutions.
+
+    The row j positions ahead finds what it skips in the cells of the rows before it, which run the same blocks in the
+    same calls.
+
+    Attributes:
+        active: (n,), the rows, in order.
+        next_positions: (n,), the positions after their current ones.
+    """
+
+    def __init__(self, layout: Layout, rows: int) -> None:
+        """Make room for up to ``rows`` positions."""
+        self._layout = layout
+        self._rows = np.arange(rows)
+        self._found: dict[tuple[int, int, int], dict[str, AnyArray]] = {}
+        # What is given lies in the same arrays at every step: graphs stay bound to them.
+        self._held: dict[tuple[int, int], dict[str, AnyArray]] = {}
+
+    def begin(self, position: int, count: int) -> None:
+        """Go to ``count`` positions from ``position`` on."""
+        self._position = position
+        self.active = self._rows[:count]
+        self.next_positions = self.active + (position + 1)
+
+    def block_indices(self, size: int, filled: IntArray | None) -> dict[str, AnyArray]:
+        """Give what the block's graph is told of places; each row makes the columns of those before it, too.
+
+        Args:
+            size: Cells of one of the block's rings.
+            filled: What rows skip is known without.
+        """
+        del filled
+        count, reach = len(self.active), self._layout.reach
+        # Rings look the same whenever they and the longest are at the same place.
+        key = (size, self._position % math.lcm(reach, size), count)
+        found = self._found.get(key)
+        if found is None:
+            if len(self._found) >= _REMEMBERED:
+                self._found.clear()
+            found = self._found[key] = self._find(size)
+        held = self._held.get((size, count))
+        if held is None:
+            held = self._held[size, count] = {name: array.copy() for name, array in found.items()}
+            return held
+        for name, array in held.items():
+            np.copyto(array, found[name])
+        return held
+
+    def _find(self, size: int) -> dict[str, AnyArray]:
+        positions = self.active + self._position
+        own_cells = self.active * self._layout.reach + positions % self._layout.reach
+        row, before = np.tril_indices(len(positions), -1)
+        within_reach = row - before < size
+        row, before = row[within_reach], before[within_reach]
+        columns = self._layout.column_cells(
+            size, np.append(self.active, row), positions[np.append(self.active, before)]
+        )
+        return {
+            "active_rows": self.active.reshape(-1, 1),
+            "own_cells": own_cells.reshape(-1, 1),
+            "read_cells": np.append(own_cells, own_cells[before]),
+            "written_columns": columns.reshape(-1, 1),
+            self._layout.places: self._layout.read_places(size, positions),
+        }
 
 
 class StepPlaces:

@@ -3,6 +3,8 @@
 The engine asks one after each block. A user names it, see ``policy_names``:
 
 *   ``full``, ``3``: every token stops after the same block.
+*   ``speculative``, ``speculative:2``: what ``full`` gives, the same bits. Of a sentence decoded alone block 1, or
+    2, drafts tokens, and the blocks above verify several in one call; see ``speculation``.
 *   ``NAME:T`` with a threshold: a token stops after the first block below N whose signal exceeds T.
     The signal is chi of halting units called NAME (Elbayad et al., 2020, section 3.2), or for
     ``confidence`` the largest probability of the exit. ``NAME:T,T,T`` has a threshold per block,
@@ -26,6 +28,9 @@ from edgeseq_runtime.arrays import FloatArray, IntArray
 from edgeseq_runtime.manifest import ModelFacts
 from edgeseq_runtime.predictors import CertaintyUnits, DepthClassifier, HaltingUnits, mean_memory
 from edgeseq_runtime.row_sums import row_sums
+
+SPECULATIVE = "speculative"
+"""The policy that gives what ``full`` gives, by drafts."""
 
 CONFIDENCE = "confidence"
 """The predictor that every bundle has."""
@@ -75,6 +80,10 @@ class DepthPolicy(Protocol):
         """Whether ``plan`` wants the logits of the exit."""
 
     @property
+    def draft_depth(self) -> int | None:
+        """The block whose exit drafts tokens that the blocks above it verify; None where nothing is drafted."""
+
+    @property
     def linear_stop(self) -> LinearStop | None:
         """What decides, where products with exit states do; None where ``plan`` has to be asked."""
 
@@ -112,6 +121,8 @@ class _Policy:
     """What most policies answer."""
 
     reads_logits = False
+
+    draft_depth: int | None = None
 
     linear_stop: LinearStop | None = None
 
@@ -154,6 +165,15 @@ class FixedDepth(_Policy):
     def limits(self, memory: FloatArray, lengths: IntArray) -> IntArray:
         """The same for all; see :class:`DepthPolicy`."""
         return np.full(len(lengths), self.depth, dtype=np.int64)
+
+
+class Speculative(FixedDepth):
+    """Every token stops after block N, and a sentence alone gets there sooner: block ``draft_depth`` drafts."""
+
+    def __init__(self, model: ModelFacts, draft_depth: int) -> None:
+        """Draft with the exit of a block, from 1 to N - 1."""
+        super().__init__(f"{SPECULATIVE}:{draft_depth}", model, model.decoder_blocks)
+        self.draft_depth = draft_depth
 
 
 @dataclass(frozen=True)

@@ -5,9 +5,10 @@ from collections.abc import Mapping
 
 from edgeseq_runtime.calibration import Calibration
 from edgeseq_runtime.errors import PolicyError
-from edgeseq_runtime.manifest import THRESHOLD_KINDS, Manifest
+from edgeseq_runtime.manifest import THRESHOLD_KINDS, Manifest, ModelFacts
 from edgeseq_runtime.policy import (
     CONFIDENCE,
+    SPECULATIVE,
     Certainty,
     Confidence,
     DepthPolicy,
@@ -15,9 +16,11 @@ from edgeseq_runtime.policy import (
     Halting,
     Multinomial,
     SequenceDepth,
+    Speculative,
     Thresholds,
 )
 from edgeseq_runtime.predictors import CertaintyUnits, HaltingUnits, Predictor
+from edgeseq_runtime.signatures import has_step
 
 DEFAULT_POINT = "default"
 """The operating point that ``adaptive`` stands for."""
@@ -68,6 +71,8 @@ def available_policies(manifest: Manifest, calibration: Calibration | None = Non
     """Spellings of the policies that a bundle has, for messages and help."""
     full_depth = manifest.model.decoder_blocks
     names = ["full", "1" if full_depth == 1 else f"1 to {full_depth}"]
+    if _may_draft(manifest.model):
+        names.append(f"{SPECULATIVE} or {SPECULATIVE}:D with D from 1 to {full_depth - 1}")
     for entry in manifest.predictors:
         if entry.kind in THRESHOLD_KINDS:
             names.append(f"{entry.name}:T with T from 0 to 1")
@@ -105,12 +110,27 @@ def _parse(
     name, separator, argument = spelled.partition(":")
     if separator and not argument:
         raise _UnusableError(f"has nothing after {name + ':'!r}")
+    if name == SPECULATIVE:
+        return _speculative(argument or "1", model)
     if name != "adaptive":
         return _named_policy(name, argument, manifest, predictors)
     point = argument or DEFAULT_POINT
     if point not in points:
         raise _UnusableError(f"needs the operating point {point!r}, which this bundle lacks")
     return _parse(points[point], manifest, predictors, {})  # no point stands for another one
+
+
+def _may_draft(model: ModelFacts) -> bool:
+    return model.decoder_blocks > 1 and has_step(model)
+
+
+def _speculative(argument: str, model: ModelFacts) -> DepthPolicy:
+    if not _may_draft(model):
+        raise _UnusableError("needs a decoder of convolutions, of two blocks at least")
+    deepest = model.decoder_blocks - 1
+    if not (argument.isascii() and argument.isdigit() and 1 <= int(argument) <= deepest):
+        raise _UnusableError(f"drafts after block {argument!r}, expected a number from 1 to {deepest}")
+    return Speculative(model, int(argument))
 
 
 def _named_policy(name: str, argument: str, manifest: Manifest, predictors: Mapping[str, Predictor]) -> DepthPolicy:

@@ -21,6 +21,9 @@ class RowAlone:
     """The graph of a step, bound to the state of one row. N blocks, vectors of width d.
 
     It reads and writes the same state as the graphs of single blocks, and either may take the next step.
+
+    Attributes:
+        stop: Says after which block tokens stop.
     """
 
     def __init__(self, graph: BoundGraph, stop: LinearStop, never: LinearStop, sinusoids: Sinusoids) -> None:
@@ -33,7 +36,7 @@ class RowAlone:
             sinusoids: Position vectors.
         """
         self._graph = graph
-        self._stop = stop
+        self.stop = stop
         self._never = never
         self._sinusoids = sinusoids
         self._tokens = np.zeros(1, dtype=np.int64)
@@ -58,7 +61,7 @@ class RowAlone:
             DeviceError: onnxruntime fails.
         """
         position = int(state.positions[0])
-        self._run(state, token, position, (self._never if forced else self._stop).within[deepest - 1])
+        self._run(state, token, position, (self._never if forced else self.stop).within[deepest - 1])
         state.positions = state.positions + 1
         state.filled[0] = state.positions
         return int(self._depth[0])
@@ -81,7 +84,7 @@ class RowAlone:
         Raises:
             DeviceError: onnxruntime fails.
         """
-        limits = (self._never if forced else self._stop).within
+        limits = (self._never if forced else self.stop).within
         logits, depth = state.logits[0], self._depth
         pieces = None if state.candidates is None else state.candidates.ids[0]
         tokens: list[int] = []
@@ -123,7 +126,7 @@ class RowAlone:
         }
         if len(self._limits):
             held["filled"] = state.filled[1:].reshape(-1)
-            feed |= {"stop_weights": self._stop.weights, "stop_limits": self._limits}
+            feed |= {"stop_weights": self.stop.weights, "stop_limits": self._limits}
         for number, past in enumerate(state.blocks, start=1):
             held |= {f"{name}_{number}": tensor for name, tensor in past.tensors.items()}
             # A block that is not entered reads none: those of another will do.

@@ -77,6 +77,9 @@ class GreedyDecoder(Decoder[State], Protocol[State]):
         None where there are several rows, or where the decoder has to be asked for each step.
         """
 
+    def release(self, state: State) -> None:
+        """Take back a state that is not used any more."""
+
 
 @dataclass(frozen=True, slots=True)
 class Hypothesis:
@@ -230,6 +233,7 @@ def greedy_steps(
         if len(ended):
             parents = np.delete(np.arange(len(sentences)), ended)
             sentences, tokens, generated = sentences[parents], tokens[parents], generated[parents]
+    decoder.release(state)
 
 
 class Prefixes:

@@ -98,6 +98,13 @@ class BatchCandidates:
         self.sizes = self.sizes[rows]
         self.tensors = {name: tensor.take(rows, axis=0) for name, tensor in self.tensors.items()}
 
+    def repeated(self, count: int) -> "BatchCandidates":
+        """The same for ``count`` copies of the only row."""
+        rows = np.zeros(count, dtype=np.int64)
+        copy = BatchCandidates(self.ids, self.sizes, self.tensors)
+        copy.select(rows)
+        return copy
+
     def adopt(self, rows: IntArray, other: "BatchCandidates", other_rows: IntArray) -> None:
         """Give rows to other sentences; the width follows the row that has the most.
 

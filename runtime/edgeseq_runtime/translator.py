@@ -123,7 +123,7 @@ class Translator:
         self._bundle = load_bundle(model)
         self._policy = self._bundle.policy(default_depth(self._bundle) if depth is None else depth)
         chosen = chosen_shortlist(self._bundle) if shortlist else None
-        self._engine = Engine(self._bundle.path, self.manifest.model, device, chosen)
+        self._engine = Engine(self._bundle.path, self.manifest.model, device, chosen, self._bundle.shortlist)
         if self._bundle.known_answers:
             check_answers(self._engine, self.manifest.model, self._bundle.known_answers)
 

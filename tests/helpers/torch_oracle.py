@@ -159,6 +159,7 @@ class Following:
         chosen: What the other policy says: depths, where it has said to stop no later than the given depth.
     """
 
+    draft_depth = None
     linear_stop = None
 
     def __init__(self, policy: DepthPolicy, blocks: int) -> None:

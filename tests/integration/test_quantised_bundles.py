@@ -254,6 +254,14 @@ def test_inspect_shows_the_compute_type_and_what_it_changed(quantised: Path, bun
 
 
 @pytest.mark.parametrize("shortlist", [False, True])
+def test_drafts_change_nothing(shortlist: bool, quantised: Path, text: list[str]) -> None:
+    translator = Translator(quantised, device="cpu", shortlist=shortlist)
+    for depth in ("speculative:1", "speculative:2"):
+        found, full = (translator.translate(text, batch_size=1, max_length=12, depth=name) for name in (depth, "full"))
+        assert found == full
+
+
+@pytest.mark.parametrize("shortlist", [False, True])
 @pytest.mark.parametrize("name", ["full", "halting", "confidence"])
 def test_batched_equals_single_in_bits(
     name: str, shortlist: bool, quantised: Path, policies: dict[str, str], text: list[str]

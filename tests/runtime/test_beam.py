@@ -70,6 +70,9 @@ class Paths:
     def run_ahead(self, *arguments: object) -> None:
         """Every step is asked for."""
 
+    def release(self, state: object) -> None:
+        """Nothing is kept."""
+
 
 CANDIDATES = np.array([PAD_ID, 1, BOS_ID, EOS_ID, 5, PAD_ID, PAD_ID])
 """Padding behind; see `edgeseq_runtime.shortlist`."""

@@ -83,6 +83,7 @@ class Scripted:
     plans: dict[int, list[int]]
     first: list[int]
     reads_logits: bool = False
+    draft_depth = None
     linear_stop: None = None
     name: str = "scripted"
     asked: list[tuple[int, int, bool]] = field(default_factory=list)
@@ -182,6 +183,7 @@ def test_lazy_backfill_equals_eager_in_bits(bundle: Bundle, text: str) -> None:
 class Mixing:
     """A policy whose decisions depend on batch mates: it reads states and logits less their means over rows."""
 
+    draft_depth = None
     linear_stop = None
 
     def __init__(self, policy: DepthPolicy) -> None:

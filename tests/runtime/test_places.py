@@ -290,8 +290,8 @@ def break_catch_up(monkeypatch: pytest.MonkeyPatch, layout: Layout) -> None:
 
 def break_places(monkeypatch: pytest.MonkeyPatch, layout: Layout) -> None:
     """The first tap reads the newest column; attention reads the places after the newest position's."""
-    original = layout._read_places
-    layout._read_places = lambda size, positions: original(size, positions)[..., ::-1].copy()
+    original = layout.read_places
+    layout.read_places = lambda size, positions: original(size, positions)[..., ::-1].copy()
 
 
 def break_narrowing(monkeypatch: pytest.MonkeyPatch, layout: Layout) -> None:

@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 from edgeseq_runtime.bundle import Bundle, load_bundle
 from edgeseq_runtime.errors import PolicyError
 from edgeseq_runtime.manifest import Manifest
-from edgeseq_runtime.policy import Confidence, DepthPolicy, FixedDepth, Halting, Multinomial, SequenceDepth
+from edgeseq_runtime.policy import Confidence, DepthPolicy, FixedDepth, Halting, Multinomial, SequenceDepth, Speculative
 from edgeseq_runtime.policy_names import available_policies, parse_policy
 from edgeseq_runtime.predictors import Predictor
 from linear import linear
@@ -44,6 +44,8 @@ KINDS: list[tuple[str | int, str, type[DepthPolicy]]] = [
     ("1", "1", FixedDepth),
     (3, "3", FixedDepth),
     (" 4 ", "4", FixedDepth),
+    ("speculative", "speculative:1", Speculative),
+    ("speculative:3", "speculative:3", Speculative),
     ("halting:0.4", "halting:0.4", Halting),
     ("halting:1", "halting:1", Halting),
     ("halting:.50", "halting:0.5", Halting),
@@ -105,7 +107,8 @@ def test_other_policies_have_other_names(bundle: Bundle) -> None:
 
 
 LISTED = (
-    "This bundle has: full; 1 to 4; halting:T with T from 0 to 1; shared:T with T from 0 to 1; "
+    "This bundle has: full; 1 to 4; speculative or speculative:D with D from 1 to 3; "
+    "halting:T with T from 0 to 1; shared:T with T from 0 to 1; "
     "multinomial or multinomial:T with T from 0 to 1; by-sentence or by-sentence:T with T from 0 to 1; "
     "certainty:T with T from 0 to 1; "
     "confidence:T with T from 0 to 1, and like all thresholds also T,T,... by block or T@1,2; "
@@ -144,6 +147,11 @@ LISTED = (
         ("halting:0.4,0.5,0.6@1,2", "has 3 thresholds for 2 blocks; give one, or one each. "),
         ("halting:0.4@3,1", "has the blocks '3,1', expected each once and in order. "),
         ("halting:0.4@1,1", "has the blocks '1,1', expected each once and in order. "),
+        ("speculative:", "has nothing after 'speculative:'. "),
+        *(
+            (f"speculative:{depth}", f"drafts after block '{depth}', expected a number from 1 to 3. ")
+            for depth in ("0", "4", "-1", "one", "²", "1,2")
+        ),
         ("adaptive:best", "needs the operating point 'best', which this bundle lacks. "),
         *(
             (f"halting:0.4@{blocks}", f"has the blocks {blocks!r}, expected numbers from 1 to 3 with commas. ")
@@ -160,12 +168,21 @@ def test_refusals_list_what_the_bundle_has(bundle: Bundle, text: str | int, reas
 def test_a_bundle_without_predictors_says_so(manifest: Manifest) -> None:
     bare = manifest.model_copy(update={"predictors": [], "operating_points": []})
     listed = "confidence:T with T from 0 to 1, and like all thresholds also T,T,... by block or T@1,2"
-    assert available_policies(bare) == ["full", "1 to 4", listed]
+    assert available_policies(bare) == ["full", "1 to 4", "speculative or speculative:D with D from 1 to 3", listed]
     with pytest.raises(PolicyError, match=r"'halting:0\.5' is not known"):
         parse_policy("halting:0.5", bare, {})
     with pytest.raises(PolicyError, match="needs the operating point 'default'"):
         parse_policy("adaptive", bare, {})
     assert parse_policy("confidence:0.5", bare, {}).name == "confidence:0.5"
+
+
+def test_a_decoder_of_attention_drafts_nothing(manifest: Manifest) -> None:
+    """It has no graph of whole steps."""
+    model = manifest.model.model_copy(update={"mixer": "attention"})
+    attention = manifest.model_copy(update={"model": model})
+    assert not any("speculative" in name for name in available_policies(attention))
+    with pytest.raises(PolicyError, match=r"'speculative' needs a decoder of convolutions, of two blocks at least\."):
+        parse_policy("speculative", attention, {})
 
 
 def test_a_single_block_leaves_nothing_to_choose(manifest: Manifest) -> None:

@@ -72,6 +72,9 @@ class Script:
     def run_ahead(self, *arguments: object) -> None:
         """Every step is asked for."""
 
+    def release(self, state: object) -> None:
+        """Nothing is kept."""
+
 
 class Runner(Script):
     """Decodes a sentence alone to its end, and remembers what it was asked."""

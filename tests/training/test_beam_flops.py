@@ -40,6 +40,9 @@ class _EachStep(FlopsMeter):
     def run_ahead(self, *arguments: object) -> None:
         """Every step is asked for."""
 
+    def release(self, state: object) -> None:
+        """Nothing is kept."""
+
 
 @pytest.mark.parametrize("depth", POLICIES)
 @pytest.mark.parametrize("places", [1, 2, 5])

@@ -93,7 +93,8 @@ MANIFEST: dict[str, object] = {
 
 
 DEPTHS = (
-    "full; 1 to 3; halting:T with T from 0 to 1; common:T with T from 0 to 1; "
+    "full; 1 to 3; speculative or speculative:D with D from 1 to 2; "
+    "halting:T with T from 0 to 1; common:T with T from 0 to 1; "
     "sequence or sequence:T with T from 0 to 1; "
     "confidence:T with T from 0 to 1, and like all thresholds also T,T,... by block or T@1,2"
 )

@@ -1,0 +1,107 @@
+"""What speculative depth saves of whole decodes of sentences alone: drafts by block 1, against full depth.
+
+Random weights, one thread, both in turn in one process, encoder included. Random weights agree on nothing, so whether
+the upper blocks agree with a draft is drawn, with a chance that was measured with real models (docs/results.md);
+everything is computed all the same. Drafts come from a shortlist where there is one; what is verified never does.
+
+    python benchmarks/speculative_depth.py --dim 512 --ffn 2048 --vocab 32000 --agreement 0.89
+"""
+
+from __future__ import annotations
+
+import gc
+import os
+import random
+import statistics
+import tempfile
+from collections.abc import Sequence
+from pathlib import Path
+from unittest import mock
+
+os.environ["OMP_NUM_THREADS"] = "1"
+
+import click
+
+from edgeseq.bench.timing import Shape, decode_once, draw_sources
+from edgeseq_export.random_models import RandomSizes, write_random_model
+from edgeseq_runtime.engine import Engine
+from edgeseq_runtime.policy import FixedDepth, Speculative
+from edgeseq_runtime.records import ComputeTypeName
+from edgeseq_runtime.speculation import Speculation
+
+SENTENCES_A_TURN = 4
+
+
+def drawn_agreement(chance: float) -> type[Speculation]:
+    """Speculation that verifies drafts and then lets chance decide which of them are right."""
+
+    class Drawn(Speculation):
+        chances = random.Random(1)
+
+        def _draft(self, token: int, most: int, never: Sequence[int]) -> list[int]:
+            self._newest = super()._draft(token, most, never)
+            return self._newest
+
+        def _verify(self, count: int, never: Sequence[int]) -> list[int]:
+            super()._verify(count, never)
+            # Any other token will do where they do not agree.
+            return [draft if self.chances.random() < chance else draft ^ 1 for draft in self._newest]
+
+    return Drawn
+
+
+@click.command(help=__doc__)
+@click.option("--dim", type=int, default=256, show_default=True)
+@click.option("--ffn", type=int, default=1024, show_default=True)
+@click.option("--vocab", type=int, default=8000, show_default=True)
+@click.option("--blocks", type=int, default=6, show_default=True, help="Of each stack.")
+@click.option("--compute-type", "compute_types", multiple=True, default=("int8", "int8-weights"), show_default=True)
+@click.option("--agreement", type=float, default=0.89, show_default=True, help="Chance that a draft is right.")
+@click.option("--rounds", type=int, default=9, show_default=True)
+def main(
+    dim: int,
+    ffn: int,
+    vocab: int,
+    blocks: int,
+    compute_types: tuple[ComputeTypeName, ...],
+    agreement: float,
+    rounds: int,
+) -> None:
+    """Measures and prints a table in Markdown; the module's description is the command's help."""
+    click.echo(
+        "| compute type | full depth, ms a sentence | speculative, ms | times as fast | "
+        "drafts from a shortlist, ms | times as fast |\n|---|---|---|---|---|---|"
+    )
+    shape = Shape(1, source_length=20, target_length=25)
+    sources = draw_sources(shape, vocab, seed=1)
+    for compute_type in compute_types:
+        with (
+            tempfile.TemporaryDirectory() as name,
+            mock.patch("edgeseq_runtime.engine.Speculation", drawn_agreement(agreement)),
+        ):
+            folder = Path(name)
+            model = write_random_model(
+                folder, RandomSizes(dim, ffn, vocab, blocks, blocks), compute_type, shortlist=True
+            )
+            plain, listed = (Engine(folder, model.facts, "cpu", None, drafts) for drafts in (None, model.shortlist))
+            speculative = Speculative(model.facts, 1)
+            ways = [
+                decode_once(plain, sources, FixedDepth("full", model.facts, blocks), shape),
+                decode_once(plain, sources, speculative, shape),
+                decode_once(listed, sources, speculative, shape),
+            ]
+            found: list[list[float]] = [[] for _ in ways]
+            gc.disable()
+            for _ in range(rounds + 1):
+                for times, decode in zip(found, ways, strict=True):
+                    times.append(1000 * statistics.median(decode() for _ in range(SENTENCES_A_TURN)))
+            gc.enable()
+            full, drafted, shortlisted = (statistics.median(times[1:]) for times in found)
+            click.echo(
+                f"| {compute_type} | {full:.2f} | {drafted:.2f} | {full / drafted:.2f} | {shortlisted:.2f} | "
+                f"{full / shortlisted:.2f} |"
+            )
+
+
+if __name__ == "__main__":
+    main()
