@@ -64,9 +64,10 @@ class GraphWriter:
             self._added[key] = self.add(operator, *inputs)
         return self._added[key]
 
-    def split(self, x: str, number: int, axis: int) -> list[str]:
-        """Adds the cut of a tensor into parts of equal size and returns their names."""
+    def split(self, x: str, number: int, axis: int, *, last: str | None = None) -> list[str]:
+        """Adds the cut of a tensor into parts of equal size and returns their names; that of the last may be given."""
         names = [self._name("Split") for _ in range(number)]
+        names[-1] = last or names[-1]
         return self._add_node("Split", [x], names, {"axis": axis, "num_outputs": number})
 
     def add_choice(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import torch
 from torch import nn
 
 from edgeseq.modules import ExitHeads, TokenEmbedding
@@ -39,6 +40,23 @@ class LayerWriter(GraphWriter):
         weights = dict(layer.named_parameters())  # torch types `bias` as never None
         bias = weights["bias"] * scale if "bias" in weights else None
         return self.compute_type.multiply(self, Product(x, (layer.weight * scale).T, bias, layer, rectify))
+
+    def joined(self, x: str, *layers: tuple[nn.Linear, float]) -> str:
+        """Adds linear layers that read the same, as one product: their results side by side, (rows, sum of outs).
+
+        Args:
+            x: (rows, in).
+            layers: each with what its result is multiplied by.
+        """
+        weight = torch.cat([layer.weight * scale for layer, scale in layers]).T
+        biases = [dict(layer.named_parameters()).get("bias") for layer, _ in layers]
+        bias = torch.cat(
+            [
+                layer.weight.new_zeros(layer.out_features) if bias is None else bias * scale
+                for bias, (layer, scale) in zip(biases, layers, strict=True)
+            ]
+        )
+        return self.compute_type.multiply(self, Product(x, weight, bias, layers[0][0]))
 
     def exit_head(self, x: str, heads: ExitHeads, block: int, output: str | None) -> str:
         """Adds the exit head of a block, (rows, d) to (rows, vocab)."""

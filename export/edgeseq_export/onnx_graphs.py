@@ -101,15 +101,13 @@ def _sinusoid(writer: LayerWriter, positions: str, dim: int) -> str:
 def _write_cross(writer: LayerWriter, attention: CrossAttention) -> None:
     dim, heads = attention.query_projection.in_features, attention.heads
     length = writer.add("Shape", "memory", start=1, end=2)
-    split = writer.add("Concat", writer.integers(-1), length, writer.integers(heads, dim // heads), axis=0)
+    shape = writer.add("Concat", writer.integers(-1), length, writer.integers(2 * heads, dim // heads), axis=0)
     memory = writer.reshape("memory", -1, dim)
     # Scaling the keys once per sentence spares every step from scaling its queries.
-    for projection, scale, order, output in (
-        (attention.key_projection, attention.scale, [0, 2, 3, 1], "cross_key"),
-        (attention.value_projection, 1.0, [0, 2, 1, 3], "cross_value"),
-    ):
-        projected = writer.add("Reshape", writer.linear(memory, projection, scale), split)
-        writer.add("Transpose", projected, perm=order, output=output)
+    both = writer.joined(memory, (attention.key_projection, attention.scale), (attention.value_projection, 1.0))
+    both = writer.add("Transpose", writer.add("Reshape", both, shape), perm=[0, 2, 1, 3])
+    key, _ = writer.split(both, 2, axis=1, last="cross_value")
+    writer.add("Transpose", key, perm=[0, 1, 3, 2], output="cross_key")
 
 
 def _write_block(writer: LayerWriter, block: DecoderBlock, embedding: TokenEmbedding | None = None) -> None:
@@ -185,15 +183,18 @@ class _EncoderWriter:
         """Adds the mixing of whole sentences by their own attention, (R · S, D) → (R · S, D)."""
         writer = self._writer
         heads, dim = attention.heads, attention.dim
-        shape = writer.add("Concat", writer.integers(-1), self._length, writer.integers(heads, dim // heads), axis=0)
-        query, key, value = (
-            writer.add("Transpose", writer.add("Reshape", writer.linear(x, projection, scale), shape), perm=order)
-            for projection, scale, order in (
-                (attention.query_projection, attention.scale, [0, 2, 1, 3]),
-                (attention.key_projection, 1.0, [0, 2, 3, 1]),
-                (attention.value_projection, 1.0, [0, 2, 1, 3]),
-            )
+        shape = writer.add(
+            "Concat", writer.integers(-1), self._length, writer.integers(3 * heads, dim // heads), axis=0
         )
+        projected = writer.joined(
+            x,
+            (attention.query_projection, attention.scale),
+            (attention.key_projection, 1.0),
+            (attention.value_projection, 1.0),
+        )
+        projected = writer.add("Transpose", writer.add("Reshape", projected, shape), perm=[0, 2, 1, 3])
+        query, key, value = writer.split(projected, 3, axis=1)
+        key = writer.add("Transpose", key, perm=[0, 1, 3, 2])
         scores = writer.add("Add", writer.add("MatMul", query, key), self._bias(attention.window))
         mixed = writer.add("MatMul", writer.add("Softmax", scores, axis=-1), value)
         return writer.reshape(writer.add("Transpose", mixed, perm=[0, 2, 1, 3]), -1, dim)
