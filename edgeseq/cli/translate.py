@@ -48,9 +48,9 @@ INPUT_REPAIRED = 2
 @click.option(
     "--depth",
     metavar="POLICY",
-    help="How many decoder blocks a token uses: full, a number, adaptive (the bundle's operating "
-    "point), adaptive:NAME, or a predictor of the bundle such as halting:0.9 (edgeseq inspect lists "
-    "them). Default: adaptive where the bundle has it, else full.",
+    help="How many decoder blocks a token uses: full, speculative (as full, but drafted by block 1 where a line is "
+    "decoded alone), a number, adaptive (the bundle's operating point), adaptive:NAME, or a predictor of the bundle "
+    "such as halting:0.9 (edgeseq inspect lists them). Default: adaptive where the bundle has it, else full.",
 )
 @click.option(
     "--batch-size",
