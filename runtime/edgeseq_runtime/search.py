@@ -202,7 +202,7 @@ def greedy_steps(
     tokens = np.full(rows, BOS_ID, dtype=np.int64)
     generated = np.zeros(rows, dtype=np.int64)
     parents: IntArray | None = None
-    while len(sentences):
+    while True:
         forced = None if prefix is None else generated < prefix.lengths[sentences]
         if forced is not None and not forced.any():
             forced = None
@@ -230,6 +230,8 @@ def greedy_steps(
             begun, ended = waiting.fill(state, ended, sentences)
             tokens[begun] = BOS_ID
             generated[begun] = 0
+        if len(ended) == len(sentences):
+            break
         if len(ended):
             parents = np.delete(np.arange(len(sentences)), ended)
             sentences, tokens, generated = sentences[parents], tokens[parents], generated[parents]
