@@ -39,17 +39,19 @@ def draw(report: Report, path: Path) -> None:
             linestyle="-" if group.startswith("edgeseq") else ":",
             label=group,
         )
+        left = number % 2 == 0  # curves lie beside each other: their words go to either side
         for latency, result in points:
             axes.annotate(
                 result.depth or result.model,
                 (latency, result.bleu),
-                xytext=(5, 5),
+                xytext=(-5, 5) if left else (6, -10),
+                horizontalalignment="right" if left else "left",
                 textcoords="offset points",
                 fontsize=8,
                 color=f"C{number % 10}",
             )
     axes.set_xscale("log")
-    axes.xaxis.set_major_locator(LogLocator(subs=(1, 2, 3, 5)))
+    axes.xaxis.set_major_locator(LogLocator(subs=(1, 1.5, 2, 3, 5)))
     axes.xaxis.set_major_formatter("{x:g}")
     axes.xaxis.set_minor_formatter("")
     axes.set_xlabel("median milliseconds of a sentence, one thread, greedy")
