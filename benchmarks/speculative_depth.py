@@ -5,6 +5,10 @@ the upper blocks agree with a draft is drawn, with a chance that was measured wi
 everything is computed all the same. Drafts come from a shortlist where there is one; what is verified never does.
 
     python benchmarks/speculative_depth.py --dim 512 --ffn 2048 --vocab 32000 --agreement 0.89
+
+Or a bundle's own agreement, on lines of text:
+
+    python benchmarks/speculative_depth.py --bundle int8.bundle --src examples/tatoeba_en_de/test.en
 """
 
 from __future__ import annotations
@@ -14,8 +18,10 @@ import os
 import random
 import statistics
 import tempfile
-from collections.abc import Sequence
+import time
+from collections.abc import Callable, Sequence
 from pathlib import Path
+from typing import Any
 from unittest import mock
 
 os.environ["OMP_NUM_THREADS"] = "1"
@@ -24,6 +30,8 @@ import click
 
 from edgeseq.bench.timing import Shape, decode_once, draw_sources
 from edgeseq_export.random_models import RandomSizes, write_random_model
+from edgeseq_runtime import Translator
+from edgeseq_runtime.bundle import load_bundle
 from edgeseq_runtime.engine import Engine
 from edgeseq_runtime.policy import FixedDepth, Speculative
 from edgeseq_runtime.records import ComputeTypeName
@@ -50,7 +58,44 @@ def drawn_agreement(chance: float) -> type[Speculation]:
     return Drawn
 
 
+def measure_bundle(bundle: Path, lines: list[str], rounds: int) -> None:
+    """Translates lines alone at full depth and by drafts of each block, in turn, and prints a table."""
+    blocks = load_bundle(bundle).manifest.model.decoder_blocks
+    names = ["full", *(f"speculative:{block}" for block in range(1, blocks))]
+    translators = [Translator(bundle, depth=name, device="cpu") for name in names]
+    found: dict[str, list[float]] = {name: [] for name in names}
+    counted: dict[str, list[Speculation]] = {name: [] for name in names}
+    for _ in range(rounds + 1):
+        for name, translator in zip(names, translators, strict=True):
+            with mock.patch("edgeseq_runtime.engine.Speculation", side_effect=remember(counted[name])):
+                started = time.perf_counter()
+                for line in lines:
+                    translator.translate(line)
+                found[name].append(1000 * (time.perf_counter() - started) / len(lines))
+    full = statistics.median(found["full"][1:])
+    click.echo("| depth | ms a sentence | times as fast | tokens per verification |\n|---|---|---|---|")
+    for name in names:
+        taken = statistics.median(found[name][1:])
+        verifications = sum(each.verifications for each in counted[name])
+        accepted = sum(each.accepted for each in counted[name])
+        per_verification = f"{accepted / verifications:.2f}" if verifications else "–"
+        click.echo(f"| {name} | {taken:.2f} | {full / taken:.2f} | {per_verification} |")
+
+
+def remember(made: list[Speculation]) -> Callable[..., Speculation]:
+    """Makes speculations and keeps them, for their counts."""
+
+    def make(*arguments: Any) -> Speculation:
+        made.append(Speculation(*arguments))
+        return made[-1]
+
+    return make
+
+
 @click.command(help=__doc__)
+@click.option("--bundle", type=click.Path(exists=True, path_type=Path), help="In place of random weights.")
+@click.option("--src", type=click.Path(exists=True, path_type=Path), help="Lines to translate with it.")
+@click.option("--sentences", type=int, default=200, show_default=True, help="How many of them.")
 @click.option("--dim", type=int, default=256, show_default=True)
 @click.option("--ffn", type=int, default=1024, show_default=True)
 @click.option("--vocab", type=int, default=8000, show_default=True)
@@ -59,6 +104,9 @@ def drawn_agreement(chance: float) -> type[Speculation]:
 @click.option("--agreement", type=float, default=0.89, show_default=True, help="Chance that a draft is right.")
 @click.option("--rounds", type=int, default=9, show_default=True)
 def main(
+    bundle: Path | None,
+    src: Path | None,
+    sentences: int,
     dim: int,
     ffn: int,
     vocab: int,
@@ -68,6 +116,11 @@ def main(
     rounds: int,
 ) -> None:
     """Measures and prints a table in Markdown; the module's description is the command's help."""
+    if bundle is not None:
+        if src is None:
+            raise click.UsageError("--bundle needs lines to translate: give --src")
+        measure_bundle(bundle, src.read_text(encoding="utf-8").splitlines()[:sentences], rounds)
+        return
     click.echo(
         "| compute type | full depth, ms a sentence | speculative, ms | times as fast | "
         "drafts from a shortlist, ms | times as fast |\n|---|---|---|---|---|---|"

@@ -154,7 +154,7 @@ class Engine:
     def release(self, state: DecoderState) -> None:
         """Take back a state that is not used any more, for the next sentence that is decoded alone.
 
-        Not calling it costs time only.
+        Not calling it costs time only. Afterwards the state is the engine's: not to be read, nor released again.
         """
         if state.alone is not None:
             self._spare.append(state)

@@ -205,7 +205,7 @@ class DecoderState:
     ) -> None:
         """Take other sentences, as many as before, and decode them from the start in the same memory.
 
-        Graphs stay bound to it, which spares a sentence alone a tenth of its time. Not for rings that grow.
+        Graphs stay bound to it, which spares a sentence alone a twentieth of its time. Not for rings that grow.
         """
         self.policy = policy
         self.memory, self.source_bias = memory, source_bias
