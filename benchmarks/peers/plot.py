@@ -14,17 +14,23 @@ from results import Report, Result, read
 MARKERS = "osD^vPX*<>"
 
 
-def draw(report: Report, path: Path) -> None:
-    """Writes a picture, of the kind that the path's suffix says; points of one bundle or one system are joined."""
-    from matplotlib import pyplot as plt
-    from matplotlib.ticker import LogLocator
-
+def find_points(report: Report) -> dict[str, list[tuple[float, Result]]]:
+    """Finds what can be drawn: latencies and results, by bundle or system; empty where none is greedy on one thread."""
     groups: dict[str, list[tuple[float, Result]]] = {}
     for result in report.results:
         speed = result.speed(1)
         if (result.threads, result.beam_size) == (1, 1) and speed is not None and speed.p50_ms is not None:
             group = f"edgeseq, {result.model}" if result.depth else result.system
             groups.setdefault(group, []).append((speed.p50_ms, result))
+    return groups
+
+
+def draw(report: Report, path: Path) -> None:
+    """Writes a picture, of the kind that the path's suffix says; points of one bundle or one system are joined."""
+    from matplotlib import pyplot as plt
+    from matplotlib.ticker import LogLocator
+
+    groups = find_points(report)
     if not groups:
         raise click.ClickException("there is nothing to draw: no result of one thread, beam 1 and batch size 1")
     plt.rcParams["svg.fonttype"] = "none"

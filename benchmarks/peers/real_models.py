@@ -4,7 +4,7 @@ Each contestant has a process of its own. All translate the same text in turn, r
 lines one by one, then all in batches. Quality is that of the largest batches. A sentence's time is its median over
 rounds; loading ends with the first sentence; peak memory is that after the first round.
 
-Afterwards --out holds table.md, results.json and quality_latency.svg, and in models/ the rivals' forms of the runs,
+Afterwards --out holds table.md, results.json and, of greedy search on one thread, quality_latency.svg, and in models/ the rivals' forms of the runs,
 which are used again the next time.
 
     pip install -r benchmarks/peers/requirements.txt
@@ -30,7 +30,7 @@ import numpy as np
 
 from contestants import RIVALS, Contestant, prepare_rival
 from install_size import install_size, size_on_disk
-from plot import draw
+from plot import draw, find_points
 from results import Costs, Report, Result, Speed, save, tables
 from workers import Answer, Worker
 
@@ -175,8 +175,9 @@ def main(
     out.mkdir(parents=True, exist_ok=True)
     save(report, out / "results.json")
     (out / "table.md").write_text(tables(report), encoding="utf-8")
-    draw(report, out / "quality_latency.svg")
     click.echo(tables(report))
+    if find_points(report):
+        draw(report, out / "quality_latency.svg")
 
 
 if __name__ == "__main__":
