@@ -4,8 +4,8 @@ Each contestant has a process of its own. All translate the same text in turn, r
 lines one by one, then all in batches. Quality is that of the largest batches. A sentence's time is its median over
 rounds; loading ends with the first sentence; peak memory is that after the first round.
 
-Afterwards --out holds table.md, results.json and, of greedy search on one thread, quality_latency.svg, and in models/ the rivals' forms of the runs,
-which are used again the next time.
+Afterwards --out holds table.md, results.json and, of greedy search on one thread, quality_latency.svg, and in models/
+the rivals' forms of the runs, which are used again the next time.
 
     pip install -r benchmarks/peers/requirements.txt
     python benchmarks/peers/real_models.py --edgeseq int8.bundle full --edgeseq int8.bundle 3 \
