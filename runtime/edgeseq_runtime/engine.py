@@ -427,10 +427,8 @@ class Engine:
         past.entered = entered
         if past.cross is not None and not len(rows):
             return past.cross
-        everyone = len(rows) == state.rows
-        memory = state.memory if everyone else state.memory.take(rows, axis=0)
-        new_key, new_value = self._graphs["cross", block].run({"memory": memory})
-        if everyone:
+        new_key, new_value = self._keys_and_values(state, block, rows)
+        if len(rows) == state.rows:
             return new_key, new_value
         key, value = past.cross or (
             np.zeros((state.rows, *new_key.shape[1:]), dtype=np.float32),
@@ -439,6 +437,17 @@ class Engine:
         key[rows] = new_key
         value[rows] = new_value
         return key, value
+
+    def _keys_and_values(self, state: DecoderState, block: int, rows: IntArray) -> list[FloatArray]:
+        """Compute source keys and values of rows, once for all hypotheses of a sentence."""
+        graph = self._graphs["cross", block]
+        if len(rows) > 1:
+            _, firsts, numbers = np.unique(state.sentences[rows], return_index=True, return_inverse=True)
+            if len(firsts) < len(rows):
+                return [
+                    array.take(numbers, axis=0) for array in graph.run({"memory": state.memory.take(rows[firsts], 0)})
+                ]
+        return graph.run({"memory": state.memory if len(rows) == state.rows else state.memory.take(rows, axis=0)})
 
     def count_candidates(self, source: Sequence[int]) -> int:
         """How many pieces a sentence's tokens are chosen from, by its source ids."""

@@ -90,6 +90,21 @@ def test_keys_and_values_are_computed_once_per_row(plain: Case, monkeypatch: pyt
     assert [rows for file, rows in runs if file == "cross_4.onnx"] == [1, 1, 4]
 
 
+def test_hypotheses_of_a_sentence_share_keys_and_values(plain: Case, monkeypatch: pytest.MonkeyPatch) -> None:
+    runs = record_runs(monkeypatch)
+    engine = plain.engine()
+    state = engine.encode(plain.sources[:2], plain.fixed(2))
+    engine.step(state, plain.tokens[0, :6], parents=np.array([0, 0, 0, 1, 1, 1]))
+    assert [run for run in runs if run[0].startswith("cross")] == [("cross_1.onnx", 2), ("cross_2.onnx", 2)]
+    apart = engine.encode(plain.sources[:2], plain.fixed(2))
+    engine.step(apart, plain.tokens[0, [0, 3]])
+    for past, other in zip(state.blocks[:2], apart.blocks[:2], strict=True):
+        assert past.cross is not None
+        assert other.cross is not None
+        for shared, own in zip(past.cross, other.cross, strict=True):
+            np.testing.assert_array_equal(shared, own[[0, 0, 0, 1, 1, 1]])
+
+
 def test_a_row_alone_computes_only_what_it_enters(plain: Case, monkeypatch: pytest.MonkeyPatch) -> None:
     """Keys and values of a batch that takes over rows are made ahead, but not for a single row."""
     runs = record_runs(monkeypatch)
