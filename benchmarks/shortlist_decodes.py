@@ -7,9 +7,7 @@ Random weights, greedy, one thread; both in turn in one process, encoder and the
 
 from __future__ import annotations
 
-import gc
 import os
-import statistics
 import tempfile
 from pathlib import Path
 
@@ -22,15 +20,13 @@ from edgeseq_export.random_models import RandomSizes, write_random_model
 from edgeseq_runtime.engine import Engine
 from edgeseq_runtime.policy import FixedDepth
 from edgeseq_runtime.records import ComputeTypeName
+from in_turn import median_milliseconds, size_options
 
 SENTENCES_A_TURN = 8
 
 
 @click.command(help=__doc__)
-@click.option("--dim", type=int, default=256, show_default=True)
-@click.option("--ffn", type=int, default=1024, show_default=True)
-@click.option("--vocab", type=int, default=8000, show_default=True)
-@click.option("--blocks", type=int, default=6, show_default=True, help="Of each stack.")
+@size_options
 @click.option("--compute-type", "compute_types", multiple=True, default=("int8", "int8-weights"), show_default=True)
 @click.option("--batch-size", "batch_sizes", type=int, multiple=True, default=(1, 32), show_default=True)
 @click.option("--depth", "depths", type=int, multiple=True, default=(6, 2, 1), show_default=True)
@@ -63,14 +59,8 @@ def main(
                 for depth in depths:
                     policy = FixedDepth(str(depth), model.facts, depth)
                     ways = [decode_once(engine, sources, policy, shape) for engine in engines]
-                    found: list[list[float]] = [[], []]
-                    gc.disable()
-                    for _ in range(rounds + 1):
-                        for of_way, decode in zip(found, ways, strict=True):
-                            taken = [decode() for _ in range(max(1, SENTENCES_A_TURN // batch_size))]
-                            of_way.append(1000 * statistics.median(taken) / batch_size)
-                    gc.enable()
-                    whole, listed = (statistics.median(times[1:]) for times in found)
+                    calls = max(1, SENTENCES_A_TURN // batch_size)
+                    whole, listed = (time / batch_size for time in median_milliseconds(ways, rounds, calls))
                     numbers = f"{whole:.2f} | {listed:.2f} | {whole / listed:.2f}"
                     click.echo(f"| {compute_type} | {batch_size} | {depth} | {numbers} |")
 

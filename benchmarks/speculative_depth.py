@@ -13,7 +13,6 @@ Or a bundle's own agreement, on lines of text:
 
 from __future__ import annotations
 
-import gc
 import os
 import random
 import statistics
@@ -36,6 +35,7 @@ from edgeseq_runtime.engine import Engine
 from edgeseq_runtime.policy import FixedDepth, Speculative
 from edgeseq_runtime.records import ComputeTypeName
 from edgeseq_runtime.speculation import Speculation
+from in_turn import median_milliseconds, size_options
 
 SENTENCES_A_TURN = 4
 
@@ -96,10 +96,7 @@ def remember(made: list[Speculation]) -> Callable[..., Speculation]:
 @click.option("--bundle", type=click.Path(exists=True, path_type=Path), help="In place of random weights.")
 @click.option("--src", type=click.Path(exists=True, path_type=Path), help="Lines to translate with it.")
 @click.option("--sentences", type=int, default=200, show_default=True, help="How many of them.")
-@click.option("--dim", type=int, default=256, show_default=True)
-@click.option("--ffn", type=int, default=1024, show_default=True)
-@click.option("--vocab", type=int, default=8000, show_default=True)
-@click.option("--blocks", type=int, default=6, show_default=True, help="Of each stack.")
+@size_options
 @click.option("--compute-type", "compute_types", multiple=True, default=("int8", "int8-weights"), show_default=True)
 @click.option("--agreement", type=float, default=0.89, show_default=True, help="Chance that a draft is right.")
 @click.option("--rounds", type=int, default=9, show_default=True)
@@ -143,13 +140,7 @@ def main(
                 decode_once(plain, sources, speculative, shape),
                 decode_once(listed, sources, speculative, shape),
             ]
-            found: list[list[float]] = [[] for _ in ways]
-            gc.disable()
-            for _ in range(rounds + 1):
-                for times, decode in zip(found, ways, strict=True):
-                    times.append(1000 * statistics.median(decode() for _ in range(SENTENCES_A_TURN)))
-            gc.enable()
-            full, drafted, shortlisted = (statistics.median(times[1:]) for times in found)
+            full, drafted, shortlisted = median_milliseconds(ways, rounds, SENTENCES_A_TURN)
             click.echo(
                 f"| {compute_type} | {full:.2f} | {drafted:.2f} | {full / drafted:.2f} | {shortlisted:.2f} | "
                 f"{full / shortlisted:.2f} |"

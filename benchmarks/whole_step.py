@@ -25,6 +25,7 @@ from edgeseq_runtime.engine import Engine
 from edgeseq_runtime.manifest import ModelFacts
 from edgeseq_runtime.policy import DepthPolicy, FixedDepth
 from edgeseq_runtime.state import DecoderState
+from in_turn import size_options
 
 SHAPE = Shape(batch_size=1, source_length=20, target_length=25)
 SENTENCES_A_TURN = 8
@@ -48,10 +49,7 @@ def policies_of(facts: ModelFacts, halting: DepthPolicy) -> list[DepthPolicy]:
 
 
 @click.command(help=__doc__)
-@click.option("--dim", type=int, default=256, show_default=True)
-@click.option("--ffn", type=int, default=1024, show_default=True)
-@click.option("--vocab", type=int, default=8000, show_default=True)
-@click.option("--blocks", type=int, default=6, show_default=True, help="Of each stack.")
+@size_options
 @click.option("--compute-type", "compute_types", multiple=True, default=("int8", "int8-weights", "int4"))
 @click.option("--rounds", type=int, default=15, show_default=True)
 def main(dim: int, ffn: int, vocab: int, blocks: int, compute_types: tuple[str, ...], rounds: int) -> None:

@@ -17,7 +17,8 @@ from pathlib import Path
 
 import click
 
-from edgeseq.config import RunConfig, load_resolved_config
+from edgeseq.config import RunConfig
+from edgeseq.config_files import load_resolved_config
 from edgeseq.data.text import read_parallel
 from edgeseq_runtime.tokenizer import Tokenizer
 from marian_system import MODEL, TOKENIZER, VOCABULARY

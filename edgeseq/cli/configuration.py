@@ -36,7 +36,7 @@ def resolve_config(path: Path, overrides: Sequence[str], files: Mapping[str, Pat
     Raises:
         ConfigError: the file or an override is at fault.
     """
-    from edgeseq.config import load_config, parse_override
+    from edgeseq.config_files import load_config, parse_override
 
     settings = dict(parse_override(override) for override in overrides)
     settings |= {f"data.{name}": str(file.resolve()) for name, file in files.items() if file is not None}

@@ -10,7 +10,8 @@ from pathlib import Path
 
 import torch
 
-from edgeseq.config import PredictorConfig, RunConfig, load_resolved_config, save_config
+from edgeseq.config import PredictorConfig, RunConfig
+from edgeseq.config_files import load_resolved_config, save_config
 from edgeseq.data.corpus import ParallelCorpus, build_corpus, is_of_other_text
 from edgeseq.data.text import read_parallel
 from edgeseq.data.vocabulary import train_tokenizer

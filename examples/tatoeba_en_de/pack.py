@@ -10,7 +10,7 @@ from pathlib import Path
 
 import torch
 
-from edgeseq.config import load_config, save_config
+from edgeseq.config_files import load_config, save_config
 from edgeseq.training.checkpoints import save_model
 from edgeseq.training.run import CONFIG_FILE, MODEL_FILE, TOKENIZER_FILE, load_run
 from edgeseq_runtime.atomic import write_file

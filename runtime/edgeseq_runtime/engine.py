@@ -12,7 +12,8 @@ a column depends on its own copied state only.
 A sentence that is decoded alone takes its whole step in one graph, see ``row_alone``, unless the policy has to be asked
 on the way. Either way gives the same bits.
 
-With a shortlist, exit heads compute the logits of each row's candidates only, see ``shortlist``.
+With a shortlist, exit heads compute the logits of each row's candidates only, see ``shortlist``. Where the policy wants
+drafts, a sentence alone is drafted by a shallow block and verified by those above it, see ``speculation``.
 
 The graphs read and write the state in place, through indices; see ``places`` and ``signatures``.
 
@@ -37,16 +38,13 @@ from edgeseq_runtime.manifest import GraphRole, ModelFacts
 from edgeseq_runtime.places import BlockPlaces, Layout, StepPlaces
 from edgeseq_runtime.policy import DepthPolicy, LinearStop
 from edgeseq_runtime.row_alone import RowAlone
+from edgeseq_runtime.sentence_encoder import SentenceEncoder
 from edgeseq_runtime.sessions import CPU_PROVIDER, BoundGraph, Graphs, select_provider
 from edgeseq_runtime.shortlist import BatchCandidates, Shortlist, candidate_bias, pad_candidates
 from edgeseq_runtime.signatures import expected_signatures
 from edgeseq_runtime.sinusoids import Sinusoids
 from edgeseq_runtime.speculation import Speculation, Verifier
-from edgeseq_runtime.state import DecoderState, padded_length
-from edgeseq_runtime.tokenizer import PAD_ID
-
-ENCODER_TOKENS = 1024
-"""Source positions of one encoder call, at most: bounds its memory, and keeps it in the cache."""
+from edgeseq_runtime.state import DecoderState
 
 ENTERED_SHARE = 8
 """When one row in so many of a batch has entered a block, all of them get source keys and values."""
@@ -102,7 +100,7 @@ class Engine:
         self.shortlist = shortlist
         self._draft_shortlist = draft_shortlist
         self.provider = self._graphs.provider
-        self._dim = model.dim
+        self._encoder = SentenceEncoder(self._graphs["encoder", None], model.dim)
         self._vocab_size = model.vocab_size
         self._layout = Layout(model)
         self._encoded = itertools.count()
@@ -128,10 +126,9 @@ class Engine:
         if not sources or not all(sources):
             raise InputError("expected at least one source sentence, and none empty (eos included)")
         lengths = np.array([len(source) for source in sources], dtype=np.int64)
-        padded = np.array([padded_length(len(source)) for source in sources], dtype=np.int64)
-        longest = int(padded.max())
+        memory = self._encoder.run(sources, lengths)
+        longest = memory.shape[1]
         bias = np.where(np.arange(longest) < lengths[:, None], np.float32(0), np.float32(-np.inf))
-        memory = self._encode_by_length(sources, lengths, padded)
         sentences = np.array([next(self._encoded) for _ in sources], dtype=np.int64)
         bias = bias.reshape(len(sources), 1, 1, longest)
         candidates = None if self.shortlist is None else self._choose_candidates(self.shortlist, sources)
@@ -300,31 +297,6 @@ class Engine:
             raise InputError(
                 f"depths are {depths.tolist()}, expected 1 to {self.full_depth}, or 0 for the policy's choice"
             )
-
-    def _encode_by_length(self, sources: Sequence[Sequence[int]], lengths: IntArray, padded: IntArray) -> FloatArray:
-        """Run the encoder on sentences of one padded length at a time.
-
-        No work is wasted on padding, and no sentence meets a padding that depends on its mates.
-        """
-        longest = int(padded.max())
-        if longest == padded.min() and longest * len(sources) <= ENCODER_TOKENS:
-            return self._run_encoder(sources, lengths, longest)
-        memory = np.zeros((len(sources), longest, self._dim), dtype=np.float32)
-        for length in np.unique(padded).tolist():
-            group = np.flatnonzero(padded == length)
-            size = max(1, ENCODER_TOKENS // length)
-            for start in range(0, len(group), size):
-                rows = group[start : start + size]
-                chunk = [sources[row] for row in rows]
-                memory[rows, :length] = self._run_encoder(chunk, lengths[rows], length)
-        return memory
-
-    def _run_encoder(self, sources: Sequence[Sequence[int]], lengths: IntArray, padded: int) -> FloatArray:
-        source = np.full((len(sources), padded), PAD_ID, dtype=np.int64)
-        for row, ids in enumerate(sources):
-            source[row, : len(ids)] = ids
-        mask = np.arange(padded) >= lengths[:, None]
-        return self._graphs["encoder", None].run({"source": source, "padding_mask": mask})[0]
 
     def _run_blocks(self, state: DecoderState, places: StepPlaces, tokens: IntArray, depths: IntArray | None) -> Step:
         """Run each row through the blocks until it stops, then through its exit head."""

@@ -9,12 +9,26 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from edgeseq_runtime.arrays import AnyArray, FloatArray
+from edgeseq_runtime.arrays import AnyArray, FloatArray, IntArray
 from edgeseq_runtime.policy import LinearStop
 from edgeseq_runtime.sessions import BoundGraph
 from edgeseq_runtime.sinusoids import Sinusoids
 from edgeseq_runtime.state import DecoderState
 from edgeseq_runtime.tokenizer import EOS_ID
+
+
+def best_piece(logits: FloatArray, pieces: IntArray | None, never: Sequence[int]) -> int:
+    """Choose the best token of a row.
+
+    Args:
+        logits: (columns,); written into.
+        pieces: (columns,), the piece of each column; None where they agree.
+        never: Ids that are not chosen; their columns are these.
+    """
+    for piece in never:
+        logits[piece] = -np.inf
+    column = int(logits.argmax())
+    return column if pieces is None else int(pieces[column])
 
 
 class RowAlone:
@@ -91,10 +105,7 @@ class RowAlone:
         depths: list[int] = []
         for position, most in enumerate(deepest, start=int(state.positions[0])):
             self._run(state, token, position, limits[most - 1])
-            for piece in never:
-                logits[piece] = -np.inf
-            column = int(logits.argmax())
-            token = column if pieces is None else int(pieces[column])
+            token = best_piece(logits, pieces, never)
             tokens.append(token)
             depths.append(int(depth[0]))
             if token == EOS_ID:

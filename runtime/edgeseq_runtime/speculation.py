@@ -19,7 +19,7 @@ import numpy as np
 
 from edgeseq_runtime.arrays import FloatArray, IntArray
 from edgeseq_runtime.places import BlockPlaces, ConsecutivePlaces
-from edgeseq_runtime.row_alone import RowAlone
+from edgeseq_runtime.row_alone import RowAlone, best_piece
 from edgeseq_runtime.state import DecoderState
 from edgeseq_runtime.tokenizer import EOS_ID
 
@@ -131,11 +131,8 @@ class Speculation:
 
     def _best_draft(self, never: Sequence[int]) -> int:
         """Choose the token of the drafter's newest step."""
-        logits, ids = self._drafting.logits[0], self._drafting.candidate_ids
-        for piece in never:
-            logits[piece] = -np.inf
-        column = int(logits.argmax())
-        return column if ids is None else int(ids[0, column])
+        pieces = self._drafting.candidate_ids
+        return best_piece(self._drafting.logits[0], None if pieces is None else pieces[0], never)
 
     def _verify(self, count: int, never: Sequence[int]) -> list[int]:
         """Find the best token at each of the drafted positions."""
@@ -144,12 +141,8 @@ class Speculation:
         for block in range(self.draft_depth + 1, verifier.depth + 1):
             verifier.run_block(batch, block, self._places)
         logits = verifier.classify(batch, verifier.depth, None if count == DRAFTED else self._places.active)
-        for piece in never:
-            logits[:, piece] = -np.inf
-        columns = logits.argmax(axis=1)
-        ids = batch.candidate_ids
-        best: list[int] = (columns if ids is None else ids[np.arange(count), columns]).tolist()
-        return best
+        pieces = None if batch.candidate_ids is None else batch.candidate_ids[0]  # those of one sentence
+        return [best_piece(row, pieces, never) for row in logits]
 
     def _keep(self, kept: int, drafted: int) -> None:
         """Go on after the first ``kept`` of the drafted positions, as if the others had not been."""

@@ -7,6 +7,7 @@ import pytest
 import torch
 
 from edgeseq_runtime import engine
+from edgeseq_runtime.bundle import Bundle, load_bundle
 from edgeseq_runtime.translator import Translator
 from engine_cases import MODELS, Case
 from tiny_bundle import write_tiny_bundle
@@ -42,6 +43,22 @@ def half_of_a_batch(monkeypatch: pytest.MonkeyPatch) -> None:
 @pytest.fixture(scope="module", params=MODELS)
 def case(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Case:
     return Case(tmp_path_factory.mktemp("engine") / "b", MODELS[request.param])
+
+
+CONVOLVING: dict[str, dict[str, object]] = {
+    "pre-norm, tied, gated": {},
+    "post-norm, untied, not gated": {"norm": "post", "head": "untied", "glu": False},
+    "lightweight": {"mixer": "lightweight"},
+    "one wide block above": {"decoder_reaches": [1, 1, 1, 40]},
+    "one wide block below": {"decoder_reaches": [40, 3, 1, 7]},
+}
+"""What the whole steps of a row alone have to cope with."""
+
+
+@pytest.fixture(scope="module", params=CONVOLVING)
+def bundle(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Bundle:
+    """A bundle of convolutions, of each kind."""
+    return load_bundle(write_tiny_bundle(tmp_path_factory.mktemp("convolving") / "b", **CONVOLVING[request.param]))  # type: ignore[arg-type]
 
 
 @pytest.fixture(scope="module", params=["plain", "attention in windows and without"])

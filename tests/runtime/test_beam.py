@@ -3,6 +3,7 @@
 import itertools
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import pytest
@@ -81,14 +82,8 @@ CANDIDATES = np.array([PAD_ID, 1, BOS_ID, EOS_ID, 5, PAD_ID, PAD_ID])
 class Masked(Paths):
     """Has no other piece than the candidates to choose from."""
 
-    def step(
-        self,
-        state: list[list[int]],
-        tokens: IntArray,
-        parents: IntArray | None = None,
-        depths: IntArray | None = None,
-    ) -> Scored:
-        step = super().step(state, tokens, parents, depths)
+    def step(self, *arguments: Any, **named: Any) -> Scored:
+        step = super().step(*arguments, **named)
         step.logits[:, np.setdiff1d(np.arange(VOCAB), CANDIDATES)] = -np.inf
         return step
 
@@ -96,14 +91,8 @@ class Masked(Paths):
 class Listed(Masked):
     """Gives their logits only."""
 
-    def step(
-        self,
-        state: list[list[int]],
-        tokens: IntArray,
-        parents: IntArray | None = None,
-        depths: IntArray | None = None,
-    ) -> Scored:
-        step = super().step(state, tokens, parents, depths)
+    def step(self, *arguments: Any, **named: Any) -> Scored:
+        step = super().step(*arguments, **named)
         logits = step.logits[:, CANDIDATES]
         logits[:, -2:] = -np.inf
         return Scored(logits, step.depths, np.tile(CANDIDATES, (len(logits), 1)))

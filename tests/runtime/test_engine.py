@@ -210,7 +210,7 @@ def test_depths_are_not_overwritten_by_the_next_step(plain: Case) -> None:
 def test_long_batches_are_encoded_in_parts(plain: Case, monkeypatch: pytest.MonkeyPatch) -> None:
     whole = plain.engine().encode(plain.sources, plain.fixed()).memory
     for tokens in (1, 8, 30):
-        monkeypatch.setattr("edgeseq_runtime.engine.ENCODER_TOKENS", tokens)
+        monkeypatch.setattr("edgeseq_runtime.sentence_encoder.ENCODER_TOKENS", tokens)
         parts = plain.engine().encode(plain.sources, plain.fixed()).memory
         np.testing.assert_array_equal(parts, whole)
 

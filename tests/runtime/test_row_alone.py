@@ -19,21 +19,8 @@ STEPS = 50  # more than the widest ring has places
 SOURCE = [5, 17, 42, 9, 30, EOS_ID]
 OTHER = [33, 8, EOS_ID]
 
-MODELS: dict[str, dict[str, object]] = {
-    "pre-norm, tied, gated": {},
-    "post-norm, untied, not gated": {"norm": "post", "head": "untied", "glu": False},
-    "lightweight": {"mixer": "lightweight"},
-    "one wide block above": {"decoder_reaches": [1, 1, 1, 40]},
-}
 ONCE_A_TOKEN = ["full", "1", "3", "halting:0.5", "halting:0.3@2", "halting:0.4,0.6,0.5", "shared:0.5", "by-sentence"]
 ASKED_ON_THE_WAY = ["confidence:0.1", "certainty:0.5", "multinomial"]
-
-
-@pytest.fixture(scope="module", params=MODELS)
-def bundle(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Bundle:
-    folder = tmp_path_factory.mktemp("alone") / "b"
-    write_tiny_bundle(folder, **MODELS[request.param])  # type: ignore[arg-type]
-    return load_bundle(folder)
 
 
 @pytest.fixture(scope="module")

@@ -21,21 +21,6 @@ SOURCE = [5, 17, 42, 9, 30, EOS_ID]
 OTHER = [33, 8, EOS_ID]
 LINES = tiny_sentences(12, seed=5)
 
-MODELS: dict[str, dict[str, object]] = {
-    "pre-norm, tied, gated": {},
-    "post-norm, untied, not gated": {"norm": "post", "head": "untied", "glu": False},
-    "lightweight": {"mixer": "lightweight"},
-    "one wide block above": {"decoder_reaches": [1, 1, 1, 40]},
-    "one wide block below": {"decoder_reaches": [40, 3, 1, 7]},
-}
-
-
-@pytest.fixture(scope="module", params=MODELS)
-def bundle(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Bundle:
-    folder = tmp_path_factory.mktemp("speculation") / "b"
-    write_tiny_bundle(folder, **MODELS[request.param])  # type: ignore[arg-type]
-    return load_bundle(folder)
-
 
 @pytest.fixture(scope="module")
 def listed(tmp_path_factory: pytest.TempPathFactory) -> Path:

@@ -6,7 +6,8 @@ from typing import Any
 
 import pytest
 
-from edgeseq.config import RunConfig, load_config, load_resolved_config, parse_override, save_config
+from edgeseq.config import RunConfig
+from edgeseq.config_files import load_config, load_resolved_config, parse_override, save_config
 from edgeseq.errors import ConfigError
 from edgeseq.models import build_model
 

@@ -12,7 +12,8 @@ import pytest
 import torch
 
 import edgeseq.training.run
-from edgeseq.config import RunConfig, load_resolved_config
+from edgeseq.config import RunConfig
+from edgeseq.config_files import load_resolved_config
 from edgeseq.data.vocabulary import train_tokenizer
 from edgeseq.errors import CheckpointError, ConfigError, DataError, EdgeseqError
 from edgeseq.training.checkpoints import model_tensors
