@@ -12,6 +12,8 @@ from pydantic import BaseModel, ConfigDict, Field, model_validator
 
 from edgeseq_runtime.manifest import RESERVED_NAMES
 
+PrecisionName = Literal["auto", "float32", "bfloat16"]
+
 
 class _Table(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True, strict=True, use_attribute_docstrings=True)
@@ -188,8 +190,8 @@ class TrainingConfig(ScheduleConfig):
     """Decoupled, on matrices only."""
     adam_betas: tuple[float, float] = (0.9, 0.98)
     """Decay of the moments."""
-    precision: Literal["float32", "bfloat16"] = "bfloat16"
-    """Of matrix products, by autocast; weights and sums stay float32."""
+    precision: PrecisionName = "auto"
+    """Of matrix products, by autocast; weights and sums stay float32. auto takes bfloat16 where it is the faster."""
     device: Literal["auto", "cpu", "cuda"] = "auto"
     """Where to train; auto takes CUDA where torch finds it."""
     threads: int = Field(0, ge=0)

@@ -59,11 +59,12 @@ def train(config: RunConfig, run: Path, resume: bool) -> None:
     torch.manual_seed(config.training.seed)
     model = build_model(config.model, tokenizer.vocab_size, config.joint_predictors).to(device)
     parameters = sum(parameter.numel() for parameter in model.parameters())
-    _LOGGER.info("%s parameters, training on %s", f"{parameters:,}", device)
     if config.training.start_from is not None and not (run / CHECKPOINTS_FOLDER).exists():
         _check_start(Path(config.training.start_from), config.model.dim, tokenizer)
         _start_from(Path(config.training.start_from), model)
     trainer = Trainer(run, model, tokenizer, train_corpus, valid_corpus, config.training, device)
+    precision = str(trainer.precision).removeprefix("torch.")
+    _LOGGER.info("%s parameters, training on %s in %s", f"{parameters:,}", device, precision)
     for phase in _phases(config):
         trainer.run_phase(phase, resume)
     if config.frozen_predictors:

@@ -28,6 +28,7 @@ from edgeseq.training.checkpoints import (
     save_checkpoint,
 )
 from edgeseq.training.objectives import Objective
+from edgeseq.training.precision import pick_precision
 from edgeseq.training.reporting import Reporter
 from edgeseq.training.schedules import rate_factor
 from edgeseq.training.validation import bleu_per_depth, loss_per_depth
@@ -82,6 +83,7 @@ class Trainer:
         self.config = config
         self.device = device
         self.checkpoints = run / CHECKPOINTS_FOLDER
+        self.precision = pick_precision(config.precision, device)
 
     def run_phase(self, phase: Phase, resume: bool) -> None:
         """Runs a phase to its end; the model then holds the mean of its last checkpoints.
@@ -194,7 +196,7 @@ class Trainer:
 
     def autocast(self) -> torch.autocast:
         """Opens the precision in which matrix products are computed."""
-        enabled = self.config.precision == "bfloat16"
+        enabled = self.precision == torch.bfloat16
         return torch.autocast(self.device.type, dtype=torch.bfloat16, enabled=enabled)
 
     def _build_optimizer(self, phase: Phase) -> torch.optim.Optimizer:

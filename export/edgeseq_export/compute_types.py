@@ -24,6 +24,12 @@ from edgeseq_runtime.records import ComputeTypeName
 Int8Array = NDArray[np.int8]
 FloatArray = NDArray[np.float32]
 
+LARGEST_FACTOR = 64
+"""Of 8-bit weights that meet 8-bit activations.
+
+x86 processors without VNNI add two such products in 16 bits, and cut off what is more: 2 * 255 * 64 < 2 ** 15.
+"""
+
 
 @dataclass(frozen=True)
 class Product:
@@ -177,8 +183,9 @@ class BlockwiseWeights(_QuantisedTables):
         """Takes the bits of a weight, 8 or 4, and what modules read."""
         super().__init__(ranges)
         self._bits = bits
-        # Of 128 and more, the kernel gives a row alone other last bits than rows together.
-        self._run_lengths = {8: (64, 32, 16), 4: (32, 16)}[bits]
+        # Of more, the kernel gives a row alone other last bits than rows together: 128 of 8 bits where the processor
+        # has AVX-512, 32 of 4 bits where it has not.
+        self._run_lengths = {8: (64, 32, 16), 4: (16,)}[bits]
 
     def multiply(self, writer: GraphWriter, product: Product) -> str:
         """Adds a product; one whose weights cannot be cut into runs stays float32."""
@@ -188,8 +195,8 @@ class BlockwiseWeights(_QuantisedTables):
             return FLOAT32.multiply(writer, product)
         x = writer.add("Relu", product.x) if product.rectify else product.x
         runs = _array(product.weight.T).reshape(-1, length)
-        quantised, scales = quantise_columns(runs.T, self._bits)
         middle = 2 ** (self._bits - 1)
+        quantised, scales = quantise_columns(runs.T, middle - 1)
         shifted = (quantised.T.astype(np.int16) + middle).astype(np.uint8)
         packed = shifted if self._bits == 8 else shifted[:, ::2] | (shifted[:, 1::2] << 4)
         inputs = [x, writer.constant(packed.reshape(columns, inner // length, -1)), writer.constant(scales)]
@@ -246,17 +253,17 @@ def choose_arithmetic(
     return choose
 
 
-def quantise_columns(weight: FloatArray, bits: int = 8) -> tuple[Int8Array, FloatArray]:
+def quantise_columns(weight: FloatArray, largest: int = LARGEST_FACTOR) -> tuple[Int8Array, FloatArray]:
     """Rounds a matrix to integers, with a scale for each of its columns.
 
     Args:
         weight: (in, out).
-        bits: of the integers, which are symmetric about 0.
+        largest: of the integers, which are symmetric about 0.
 
     Returns:
         The integers (in, out), and the scales by which they are to be multiplied, (out,).
     """
-    scales = np.abs(weight).max(axis=0) / np.float32(2 ** (bits - 1) - 1)
+    scales = np.abs(weight).max(axis=0) / np.float32(largest)
     scales = np.where(scales >= np.finfo(np.float32).tiny, scales, np.float32(1))
     return np.rint(weight / scales).astype(np.int8), scales
 

@@ -1,8 +1,9 @@
 """Whether this machine's 8-bit products are right: graphs run on inputs whose outputs are known.
 
-Some processors add pairs of 8-bit products in 16 bits, which can saturate, and nothing reports it. So a
-bundle of fewer bits than float32 brings inputs at the ends of the 8-bit range, where that shows, with
-what the graphs made of them on the machine that exported it, and a Translator has them done again.
+Some processors add pairs of 8-bit products in 16 bits, which saturates unless weights are small enough, as an
+exporter of today keeps them; and nothing reports it, nor a kernel that is wrong in another way. So a bundle of fewer
+bits than float32 brings inputs at the ends of the 8-bit range, where that shows, with what the graphs made of them on
+the machine that exported it, and a Translator has them done again.
 """
 
 from collections.abc import Mapping
@@ -66,8 +67,9 @@ def check_answers(engine: "Engine", model: ModelFacts, tensors: Mapping[str, Flo
         if not difference <= TOLERANCE:
             raise DeviceError(
                 f"8-bit products come out wrong on this machine: {output_name} differs by {difference:.1%} of its "
-                f"largest value from what it was where the bundle was made (expected at most {TOLERANCE:.1%}). x86 "
-                "processors without VNNI may do so: use a bundle exported with --compute-type float32"
+                f"largest value from what it was where the bundle was made (expected at most {TOLERANCE:.1%}). Older "
+                "bundles had weights that x86 processors without VNNI cannot multiply: export the model again; if that "
+                "does not help, with --compute-type float32"
             )
 
 

@@ -269,11 +269,14 @@ def test_wrong_places_are_seen_in_forced_decodes(
 def test_a_perturbed_in_projection_is_seen_in_forced_decodes(
     loaded: Bundle, model: Seq2Seq, parts: dict[str, GraphPart], sources: list[list[int]], tmp_path: Path
 ) -> None:
-    """Control: one element of a weight that makes the columns, those of skipped positions too."""
+    """Control: one element of a weight that makes the columns, those of skipped positions too.
+
+    It is far off, since forced decodes see choices alone, and a trained model is sure of most of them.
+    """
     wrong = tmp_path / "wrong"
     shutil.copytree(loaded.path, wrong)
     part = parts["block_3.onnx"]
-    graph = perturb(onnx.load(wrong / "block_3.onnx"), in_projection(part), share=0.5)
+    graph = perturb(onnx.load(wrong / "block_3.onnx"), in_projection(part), share=5)
     onnx.save(graph, wrong / "block_3.onnx")
     engine = Engine(wrong, loaded.manifest.model, device="cpu")
     assert compare_decoding(model, engine, loaded.predictors, sources, max_length=60, seed=3).disagreements > 0

@@ -4,7 +4,7 @@ import logging
 import re
 import shutil
 import signal
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -86,6 +86,14 @@ MOMENTS: dict[str, tuple[type, str]] = {
     "frozen": (ExitCache, "__getitem__"),
 }
 """Phase to what is called once in each of its steps."""
+
+
+@pytest.fixture(autouse=True)
+def ctrl_c_interrupts() -> Iterator[None]:
+    """A shell has its background jobs ignore Ctrl-C, and Python leaves it so."""
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    yield
+    signal.signal(signal.SIGINT, before)
 
 
 def interrupt_at(monkeypatch: pytest.MonkeyPatch, kind: type, method: str, call: int) -> None:
