@@ -308,12 +308,13 @@ class Engine:
             limits = np.where(free, limits, depths)
         lowest = limits.min()  # no active row stops before this block
         heads = StepLogits(state.exit_states, partial(self._classify, state), tied=self._tied)
-        used = np.full(state.rows, self.full_depth, dtype=np.int64)
+        used = np.empty(state.rows, dtype=np.int64)
         self._run_first_block(state, places, tokens)
         for block in range(1, self.full_depth + 1):
             if block > 1:
                 self._run_block(state, block, places)
             if block == self.full_depth:
+                used[places.active] = block
                 break
             logits = None
             if policy.decides(block) and (free is None or policy.linear_stop is not None or free.any()):
@@ -322,17 +323,15 @@ class Engine:
                 lowest = 0
             elif lowest > block:
                 continue
-            stops = limits <= block
-            if not stops.any():
+            going = (limits > block).nonzero()[0]
+            if len(going) == len(limits):
                 continue
             state.skip_blocks_above(block)
-            stopping = places.active[stops]
-            used[stopping] = block
+            used[places.active] = block  # those that go on get theirs later
             if logits is not None:
-                heads.keep(places.active, logits, stops)
-            if len(stopping) == len(limits):
+                heads.keep(places.active, logits, limits <= block)
+            if not len(going):
                 break
-            going = (~stops).nonzero()[0]
             places.narrow(going)
             limits = limits.take(going)
             free = None if free is None else free.take(going)

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import fcntl
 import itertools
 import lzma
+import os
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import cache
@@ -128,16 +130,21 @@ def corpus(tmp_path_factory: pytest.TempPathFactory) -> Corpus:
 @pytest.fixture(scope="session")
 def trained(corpus: Corpus, tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], Trained]:
     """Trains and exports a model of a kind of block, all phases and predictors; each once."""
+    own = tmp_path_factory.getbasetemp()
+    shared = own.parent if "PYTEST_XDIST_WORKER" in os.environ else own
 
     @cache
     def train(kind: str) -> Trained:
-        folder = tmp_path_factory.mktemp(kind)
-        run, bundle = folder / "run", folder / "en-de.bundle"
-        outcome = run_edgeseq("train", corpus.config(kind), "--out", run)
-        assert outcome.code == 0, outcome.stderr
-        files = ("--valid-src", corpus.folder / "valid.en", "--valid-ref", corpus.folder / "valid.de")
-        outcome = run_edgeseq("export", run, "--out", bundle, *files, *SHORTLIST)
-        assert outcome.code == 0, outcome.stderr
+        run, bundle = shared / kind / "run", shared / kind / "en-de.bundle"
+        with (shared / f"{kind}.lock").open("w") as lock:
+            fcntl.flock(lock, fcntl.LOCK_EX)  # one worker trains, the others take what it made
+            if bundle.exists():
+                return run, bundle
+            outcome = run_edgeseq("train", corpus.config(kind), "--out", run)
+            assert outcome.code == 0, outcome.stderr
+            files = ("--valid-src", corpus.folder / "valid.en", "--valid-ref", corpus.folder / "valid.de")
+            outcome = run_edgeseq("export", run, "--out", bundle, *files, *SHORTLIST)
+            assert outcome.code == 0, outcome.stderr
         return run, bundle
 
     return train

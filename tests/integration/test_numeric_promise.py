@@ -25,7 +25,7 @@ from edgeseq_runtime.tokenizer import BOS_ID, EOS_ID
 NAMES = [*FIXED, "adaptive", *DECIDING]
 """See `deciding`."""
 
-MANY = {"full", "2", "adaptive", "halting", "confidence", "certainty", "multinomial", "by-sentence"}
+MANY = {"adaptive", "confidence"}
 """Translate 2,000 sentences, others 500."""
 
 
