@@ -39,7 +39,7 @@ from edgeseq_runtime.places import BlockPlaces, Layout, StepPlaces
 from edgeseq_runtime.policy import DepthPolicy, LinearStop
 from edgeseq_runtime.row_alone import RowAlone
 from edgeseq_runtime.sentence_encoder import SentenceEncoder
-from edgeseq_runtime.sessions import CPU_PROVIDER, BoundGraph, Graphs, select_provider
+from edgeseq_runtime.sessions import CPU_PROVIDER, BoundGraph, BoundMemory, Graphs, select_provider
 from edgeseq_runtime.shortlist import BatchCandidates, Shortlist, candidate_bias, pad_candidates
 from edgeseq_runtime.signatures import expected_signatures
 from edgeseq_runtime.sinusoids import Sinusoids
@@ -367,12 +367,12 @@ class Engine:
 
     def _stop_scores(
         self, state: DecoderState, block: int, feed: dict[str, AnyArray], rows: int
-    ) -> dict[str, FloatArray]:
+    ) -> dict[str, BoundMemory]:
         """Tell a block below the last what its exit states are multiplied by, and where the products go."""
         if block == self.full_depth:
             return {}
         feed["stop_weight"] = (state.policy.linear_stop or self._never).rows[block - 1]
-        return {"stop_scores": state.stop_scores if rows == state.rows else state.stop_scores[:rows]}
+        return {"stop_scores": state.stop_scores.first(rows)}
 
     def _sources(self, state: DecoderState, block: int, places: BlockPlaces) -> dict[str, AnyArray]:
         """What a block is told of the rows' sources, computed for rows that enter it a first time."""
@@ -452,7 +452,7 @@ def _plan(
     """Say after which block the active rows are to stop, (active,), and what logits were read for that."""
     policy = state.policy
     if policy.linear_stop is not None:
-        stops = state.stop_scores[: len(limits)] > policy.linear_stop.limits[block - 1]
+        stops = state.stop_scores.array[: len(limits)] > policy.linear_stop.limits[block - 1]
         return np.where(stops, block, limits), None
     exit_states = heads.exit_states_of(active)
     logits = heads.classify(block, active) if policy.reads_logits else None

@@ -302,8 +302,10 @@ class StepPlaces:
         self._rows = np.arange(len(positions))
         self._active_rows = self._rows.reshape(-1, 1)
         self._first_cells = self._rows * layout.reach
-        self._own_cells = np.empty((len(positions), 1), dtype=np.int64)
-        self._read_cells = self._own_cells.reshape(-1)
+        # Rows, their positions, cells and next positions: one array, so that narrowing is one operation.
+        self._whole_table = np.stack((self._rows, *np.empty((3, len(positions)), dtype=np.int64)))
+        _, self._positions, self._read_cells, self._next_positions = self._whole_table
+        self._own_cells = self._read_cells.reshape(-1, 1)
         # By ring size: of all rows, where they are of this step, and of the active rows.
         self._rings: dict[int, tuple[IntArray, AnyArray]] = {}
         self._fresh: set[int] = set()
@@ -312,20 +314,19 @@ class StepPlaces:
 
     def begin(self, positions: IntArray) -> None:
         """Start another step of the same rows, at ``positions`` (R,)."""
+        self._positions[:] = positions
         np.add(self._first_cells, positions % self._layout.reach, out=self._read_cells)
-        self._all_positions = positions
+        np.add(positions, 1, out=self._next_positions)
         self._fresh.clear()
         self._active_rings.clear()
-        self.active, self.positions, self.own_cells = self._rows, positions, self._own_cells
-        self.next_positions = positions + 1
+        self._table = self._whole_table
+        self.active, self.positions, self.own_cells = self._rows, self._positions, self._own_cells
+        self.next_positions = self._next_positions
         self._whole = True
 
     def narrow(self, going: IntArray) -> None:
         """Go on with some of the active rows: those at the places ``going``, (m,)."""
-        if self._whole:
-            # One array, so that narrowing is one operation.
-            self._table = np.stack((self.active, self.positions, self._read_cells, self.next_positions))
-            self._whole = False
+        self._whole = False
         self._table = self._table.take(going, axis=1)
         self.active, self.positions, own_cells, self.next_positions = self._table
         self.own_cells = own_cells.reshape(-1, 1)
@@ -387,7 +388,7 @@ class StepPlaces:
         if size in self._fresh:
             return self._rings[size]
         self._fresh.add(size)
-        columns, places = self._layout.rings(size, self._all_positions)
+        columns, places = self._layout.rings(size, self._positions)
         if size not in self._rings:
             self._rings[size] = columns.reshape(-1, 1).copy(), places.copy()
         else:

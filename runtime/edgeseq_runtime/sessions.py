@@ -13,6 +13,8 @@ from pathlib import Path
 from types import ModuleType
 from typing import Any, Literal
 
+import numpy as np
+
 from edgeseq_runtime.arrays import AnyArray, FloatArray
 from edgeseq_runtime.errors import BundleError, DeviceError, InputError
 from edgeseq_runtime.manifest import GraphRole, TensorSpec
@@ -22,6 +24,9 @@ CPU_PROVIDER = "CPUExecutionProvider"
 CUDA_PROVIDER = "CUDAExecutionProvider"
 
 Device = Literal["auto", "cpu", "cuda"]
+
+BoundMemory = Any
+"""An OrtValue: onnxruntime has no type hints."""
 
 _ORT_TYPES = {"float32": "tensor(float)", "int64": "tensor(int64)", "int8": "tensor(int8)", "bool": "tensor(bool)"}
 _ERRORS_ONLY = 3
@@ -195,7 +200,7 @@ class BoundGraph:
         self._graph = graph
         self._binding = graph.new_binding()
         self._bound: dict[str, AnyArray] = {}
-        self._outputs: dict[str, AnyArray] = {}
+        self._outputs: dict[str, AnyArray | BoundMemory] = {}
         # Elsewhere binding an input copies it to the device, so what is bound grows stale.
         self._stays_bound = graph.provider == CPU_PROVIDER
 
@@ -203,7 +208,7 @@ class BoundGraph:
         self,
         state: Mapping[str, AnyArray],
         feed: Mapping[str, AnyArray],
-        outputs: Mapping[str, AnyArray] | None = None,
+        outputs: Mapping[str, "AnyArray | BoundMemory"] | None = None,
     ) -> None:
         """Run the graph once. On the CPU, arrays that are the same objects as last time stay bound.
 
@@ -212,7 +217,7 @@ class BoundGraph:
                 reads and replaces parts of them. The graph must not read ``X`` after it has made
                 ``next_X``, which holds where all such reads are needed to make it.
             feed: The other inputs, contiguous.
-            outputs: Contiguous arrays for the other outputs, of the right shapes.
+            outputs: Contiguous arrays for the other outputs, of the right shapes, or what :class:`OutputMemory` gives.
 
         Raises:
             DeviceError: onnxruntime fails, for want of memory most likely.
@@ -223,10 +228,13 @@ class BoundGraph:
         for name, array in state.items():
             if bound.get(name) is not array:
                 self._bind_output(f"next_{name}", array)
-        for name, array in (outputs or {}).items():
-            if self._outputs.get(name) is not array:
-                self._bind_output(name, array)
-                self._outputs[name] = array
+        for name, target in (outputs or {}).items():
+            if self._outputs.get(name) is not target:
+                if isinstance(target, np.ndarray):
+                    self._bind_output(name, target)
+                else:
+                    self._binding.bind_ortvalue_output(name, target)
+                self._outputs[name] = target
         for name, given in (*state.items(), *feed.items()):
             if bound.get(name) is not given:
                 self._binding.bind_cpu_input(name, given)
@@ -243,6 +251,27 @@ class BoundGraph:
 
     def _bind_output(self, name: str, array: AnyArray) -> None:
         self._binding.bind_output(name, "cpu", 0, array.dtype.type, array.shape, array.ctypes.data)
+
+
+class OutputMemory:
+    """Memory for an output of a number a row, where a graph is given now more rows and now fewer.
+
+    Attributes:
+        array: (R,), float32. A graph of n rows fills the first n.
+    """
+
+    def __init__(self, rows: int) -> None:
+        """Make room for ``rows`` numbers."""
+        self.array: FloatArray = np.empty(rows, dtype=np.float32)
+        self._bindable: dict[int, BoundMemory] = {}
+
+    def first(self, rows: int) -> "BoundMemory":
+        """The first ``rows`` numbers, to be bound: each length is made ready once, which takes longer than binding."""
+        found = self._bindable.get(rows)
+        if found is None:
+            make = _import_onnxruntime().OrtValue.ortvalue_from_numpy
+            found = self._bindable[rows] = make(self.array[:rows])
+        return found
 
 
 def _identify_files(folder: Path) -> dict[str, tuple[int, int, int]]:
@@ -288,7 +317,7 @@ def _share_arena() -> None:
     onnxruntime.create_and_register_allocator(memory, as_requested)
 
 
-# onnxruntime has no type hints, so its objects are Any from here on.
+# onnxruntime's objects are Any from here on.
 def _create_session(path: Path, provider: str) -> Any:
     onnxruntime = _import_onnxruntime()
     options = onnxruntime.SessionOptions()

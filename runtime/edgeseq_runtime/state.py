@@ -13,7 +13,7 @@ import numpy as np
 from edgeseq_runtime.arrays import BoolArray, FloatArray, IntArray
 from edgeseq_runtime.places import Layout, StepPlaces
 from edgeseq_runtime.policy import DepthPolicy
-from edgeseq_runtime.sessions import BoundGraph
+from edgeseq_runtime.sessions import BoundGraph, OutputMemory
 from edgeseq_runtime.shortlist import BatchCandidates
 
 if TYPE_CHECKING:
@@ -146,7 +146,7 @@ class DecoderState:
     states: FloatArray
     exit_states: FloatArray
     logits: FloatArray
-    stop_scores: FloatArray
+    stop_scores: OutputMemory
     filled: IntArray
     blocks: list[BlockState]
     candidates: BatchCandidates | None = None
@@ -185,7 +185,7 @@ class DecoderState:
             states=np.zeros((rows * layout.reach, dim), dtype=np.float32),
             exit_states=np.zeros((rows, dim), dtype=np.float32),
             logits=np.empty((rows, vocab_size if candidates is None else candidates.width), dtype=np.float32),
-            stop_scores=np.empty(rows, dtype=np.float32),
+            stop_scores=OutputMemory(rows),
             filled=filled,
             blocks=[
                 BlockState.before_start(layout, size, of_block, dim)
@@ -275,7 +275,7 @@ class DecoderState:
             self.places = None
             self._leave_alone()
             self.logits = np.empty((len(rows), self.logits.shape[1]), dtype=np.float32)
-            self.stop_scores = np.empty(len(rows), dtype=np.float32)
+            self.stop_scores = OutputMemory(len(rows))
         self.states = _select_cells(self.states, self.rows, rows)
         self.exit_states = self.exit_states.take(rows, axis=0)
         self.positions = self.positions[rows]

@@ -13,7 +13,7 @@ from edgeseq_runtime.arrays import AnyArray, FloatArray
 from edgeseq_runtime.errors import DeviceError
 from edgeseq_runtime.manifest import TensorSpec
 from edgeseq_runtime.places import Layout, StepPlaces
-from edgeseq_runtime.sessions import CPU_PROVIDER, Graph
+from edgeseq_runtime.sessions import CPU_PROVIDER, Graph, OutputMemory
 from edgeseq_runtime.signatures import GraphSignature, expected_signatures
 from tiny_bundle import tiny_facts
 
@@ -220,3 +220,22 @@ def test_state_of_a_wrong_shape_is_refused(embed: Graph) -> None:
 
 
 # The arena
+
+
+def test_an_output_of_fewer_rows_is_filled_from_the_front(tmp_path: Path) -> None:
+    """As scores of the rows that are still going up: now more, now fewer, in the same memory."""
+    x, y = (TensorSpec(name=name, dtype="float32", shape=["rows"]) for name in ("x", "y"))
+    signature = GraphSignature("copy.onnx", "block", 1, (x,), (y,))
+    writer = GraphWriter(signature)
+    writer.add("Identity", "x", output="y")
+    onnx.save(writer.finish(), tmp_path / "copy.onnx")
+    bound, memory = Graph(tmp_path, signature, CPU_PROVIDER).bind(), OutputMemory(4)
+    memory.array[:] = 7
+    for given in ([1, 2], [3, 4, 5, 6], [8], [9]):
+        before = memory.array.copy()
+        bound.run({}, {"x": np.array(given, dtype=np.float32)}, {"y": memory.first(len(given))})
+        assert memory.array.tolist() == [*given, *before[len(given) :]]
+    assert memory.first(2) is memory.first(2)
+    # Control: what is bound for two rows takes no three.
+    with pytest.raises(DeviceError, match=r"copy\.onnx failed"):
+        bound.run({}, {"x": np.ones(3, dtype=np.float32)}, {"y": memory.first(2)})

@@ -106,8 +106,8 @@ def _change_filled(
     def indices(self: StepPlaces, kernel_size: int, filled: np.ndarray | None) -> dict[str, np.ndarray]:
         if filled is None:
             return original(self, kernel_size, filled)
-        claimed = change(self._all_positions, filled, kernel_size)
-        return original(self, kernel_size, np.minimum(claimed, self._all_positions))
+        claimed = change(self._positions, filled, kernel_size)
+        return original(self, kernel_size, np.minimum(claimed, self._positions))
 
     monkeypatch.setattr(StepPlaces, "block_indices", indices)
 
