@@ -208,7 +208,7 @@ class BoundGraph:
         self,
         state: Mapping[str, AnyArray],
         feed: Mapping[str, AnyArray],
-        outputs: Mapping[str, "AnyArray | BoundMemory"] | None = None,
+        outputs: Mapping[str, AnyArray | BoundMemory] | None = None,
     ) -> None:
         """Run the graph once. On the CPU, arrays that are the same objects as last time stay bound.
 
@@ -265,7 +265,7 @@ class OutputMemory:
         self.array: FloatArray = np.empty(rows, dtype=np.float32)
         self._bindable: dict[int, BoundMemory] = {}
 
-    def first(self, rows: int) -> "BoundMemory":
+    def first(self, rows: int) -> BoundMemory:
         """The first ``rows`` numbers, to be bound: each length is made ready once, which takes longer than binding."""
         found = self._bindable.get(rows)
         if found is None:
