@@ -13,8 +13,8 @@ from edgeseq.config import PrecisionName
 WORTHWHILE = 1.3
 """How many times as fast bfloat16 has to be.
 
-With instructions of its own it is two to three times as fast as float32, without them at best as fast and at worst
-a fiftieth; in between lies no processor, so repeated runs choose alike.
+It was three times as fast as float32 on a processor with instructions for it and a fiftieth without: far enough apart
+on these two for repeated runs to choose alike.
 """
 
 _SIZE = 256
@@ -25,7 +25,7 @@ def pick_precision(name: PrecisionName, device: torch.device) -> torch.dtype:
     """Resolves a precision of matrix products.
 
     Args:
-        name: "auto" stands for the faster one. On processors both are timed, for a few milliseconds.
+        name: "auto" stands for the faster one. On processors both are timed, in less than 0.1 s.
         device: where to multiply.
 
     Returns:
