@@ -24,6 +24,9 @@ from edgeseq_runtime.policy import DepthPolicy
 from edgeseq_runtime.search import Decoder, Hypothesis, State, Waiting, log_sum_exp
 from edgeseq_runtime.tokenizer import BOS_ID, EOS_ID, PAD_ID
 
+_RUN = 64
+"""Scores whose maximum stands for all of them when the best are looked for."""
+
 
 @dataclass(frozen=True, slots=True)
 class BeamOptions:
@@ -234,7 +237,9 @@ class _Beam:
 
     def best(self) -> list[Hypothesis]:
         """The n best closed hypotheses, best first."""
-        scored = [(path.total / len(path.tokens) ** self._options.length_penalty, path) for path in self._closed]
+        penalty = self._options.length_penalty
+        # A path without tokens is closed only where nothing could follow the start.
+        scored = [(path.total / max(1, len(path.tokens)) ** penalty, path) for path in self._closed]
         scored.sort(key=lambda pair: pair[0], reverse=True)  # stable: of equals the one closed first
         return [
             Hypothesis(list(path.tokens), list(path.depths), score, list(path.token_scores))
@@ -256,7 +261,10 @@ class _Beam:
 def _best(scores: FloatArray, number: int) -> IntArray:
     """Indices of the highest scores, best first, of equals the lower index; none that is -inf."""
     number = min(number, len(scores))
-    bound = np.partition(scores, -number)[-number]
+    # No more than ``number`` runs have a maximum above the bound: parting these is quicker than parting all scores.
+    runs = len(scores) // _RUN
+    parted = scores if runs < number else scores[: runs * _RUN].reshape(_RUN, runs).max(axis=0)
+    bound = np.partition(parted, -number)[-number]
     candidates = np.flatnonzero((scores >= bound) & (scores > -np.inf))
     order = np.argsort(-scores[candidates], kind="stable")
     best: IntArray = candidates[order[:number]]

@@ -75,6 +75,12 @@ class BlockState:
         self.tensors = {name: _select_cells(tensor, count, rows) for name, tensor in self.tensors.items()}
         self.filled = self.filled[rows]
 
+    def overwrite(self, rows: IntArray, sources: IntArray) -> None:
+        """Let rows have decoded what other rows have."""
+        for tensor in self.tensors.values():
+            _overwrite_cells(tensor, len(self.filled), rows, sources)
+        self.filled[rows] = self.filled[sources]
+
     def resize_rings(self, size: int, new_size: int) -> None:
         """Give rings of ``size`` cells, which have not gone round, another size."""
         self.tensors = {name: _resize_rings(tensor, size, new_size) for name, tensor in self.tensors.items()}
@@ -269,13 +275,34 @@ class DecoderState:
         Args:
             rows: For each row from now on, the row it continues.
         """
-        self.moved = True
-        self.speculation = None  # it holds the tensors that are replaced here
         if len(rows) != self.rows:
-            self.places = None
-            self._leave_alone()
-            self.logits = np.empty((len(rows), self.logits.shape[1]), dtype=np.float32)
-            self.stop_scores = OutputMemory(len(rows))
+            self._select_other_number(rows)
+            self._select_sources(rows)
+            return
+        # Half the hypotheses of a beam continue where they are; and graphs stay bound to arrays that stay.
+        changed = (rows != np.arange(self.rows)).nonzero()[0]
+        if not len(changed):
+            return
+        sources = rows[changed]
+        _overwrite_cells(self.states, self.rows, changed, sources)
+        self.exit_states[changed] = self.exit_states.take(sources, axis=0)
+        self.positions = self.positions[rows]
+        for block in self.blocks:
+            block.overwrite(changed, sources)
+        # Hypotheses that change places within their sentence leave its keys and values where they are.
+        if (self.sentences[sources] != self.sentences[changed]).any():
+            self._select_sources(rows)
+
+    def _select_other_number(self, rows: IntArray) -> None:
+        """Keep, repeat and reorder what has been decoded, for more or fewer rows than there are."""
+        self.moved = True
+        self.places = None
+        self.speculation = None  # it holds tensors that are replaced here
+        if self.alone is not None:  # on it goes block by block, as there is more than one row or none
+            self.alone = None
+            self.skip_blocks_above(0)
+        self.logits = np.empty((len(rows), self.logits.shape[1]), dtype=np.float32)
+        self.stop_scores = OutputMemory(len(rows))
         self.states = _select_cells(self.states, self.rows, rows)
         self.exit_states = self.exit_states.take(rows, axis=0)
         self.positions = self.positions[rows]
@@ -284,15 +311,6 @@ class DecoderState:
         self.filled = np.array([block.filled for block in self.blocks])
         for block, filled in zip(self.blocks, self.filled, strict=True):
             block.filled = filled
-        # Hypotheses that change places within their sentence leave its keys and values where they are.
-        if len(rows) != self.rows or (self.sentences[rows] != self.sentences).any():
-            self._select_sources(rows)
-
-    def _leave_alone(self) -> None:
-        """Go on block by block, as there is more than one row or none."""
-        if self.alone is not None:
-            self.alone = None
-            self.skip_blocks_above(0)
 
     def fit_rings(self) -> None:
         """Let rings that must hold all positions follow the farthest row."""
@@ -358,6 +376,12 @@ def _select_cells(cells: FloatArray, rows: int, selected: IntArray) -> FloatArra
     """Select rows of a tensor that holds several cells per row, in order."""
     kept = cells.reshape(rows, -1).take(selected, axis=0)
     return kept.reshape(-1, cells.shape[1])
+
+
+def _overwrite_cells(cells: FloatArray, count: int, rows: IntArray, sources: IntArray) -> None:
+    """Put the cells of some of ``count`` rows in the place of others'."""
+    of_rows = cells.reshape(count, -1)
+    of_rows[rows] = of_rows.take(sources, axis=0)
 
 
 def _resize_rings(cells: FloatArray, size: int, new_size: int) -> FloatArray:

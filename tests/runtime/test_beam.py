@@ -7,6 +7,8 @@ from typing import Any
 
 import numpy as np
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
 from edgeseq.models.reference import NaiveHypothesis, naive_beam_search
 from edgeseq_runtime import beam as beam_module
@@ -45,7 +47,7 @@ class Paths:
 
     full_depth = 3
 
-    def encode(self, sources: Sequence[Sequence[int]], policy: DepthPolicy) -> list[list[int]]:
+    def encode(self, sources: Sequence[Sequence[int]], policy: DepthPolicy, *, alone: bool) -> list[list[int]]:
         assert policy is POLICY
         return [[source[0]] for source in sources]
 
@@ -205,6 +207,21 @@ def test_of_equal_continuations_the_lower_hypothesis_and_token_win() -> None:
     assert beam_module._best(scores, 2).tolist() == [1, 2]
     assert beam_module._best(scores, 4).tolist() == [1, 2, 5, 4]
     assert beam_module._best(scores, 9).tolist() == [1, 2, 5, 4, 0]
+
+
+@given(
+    number=st.integers(1, 9),
+    size=st.integers(1, 700),
+    values=st.integers(1, 40),
+    seed=st.integers(0, 99),
+)
+def test_the_best_are_those_of_a_whole_sort(number: int, size: int, values: int, seed: int) -> None:
+    """With many equal scores, and with some that must not be chosen."""
+    scores = np.random.default_rng(seed).integers(0, values, size).astype(np.float32)
+    scores[scores == values // 2] = -np.inf
+    order = np.argsort(-scores, kind="stable")
+    expected = [index for index in order.tolist() if scores[index] > -np.inf][:number]
+    assert beam_module._best(scores, number).tolist() == expected
 
 
 def test_runs_of_tokens() -> None:

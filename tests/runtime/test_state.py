@@ -304,6 +304,21 @@ def test_control_what_is_not_selected_is_seen(
         walk_often()
 
 
+def test_control_rows_that_are_not_overwritten_are_seen(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(BlockState, "overwrite", lambda *_: None)
+    with pytest.raises(AssertionError):
+        walk_often()
+
+
+def test_as_many_rows_stay_in_the_same_memory() -> None:
+    """Graphs are bound to it, and what is not overwritten is not copied."""
+    state = sentences([Row(1, 6)] * 3)
+    held = [state.states, state.exit_states, state.filled, *(past.tensors["columns"] for past in state.blocks)]
+    state.select(np.array([2, 1, 0]))
+    now = [state.states, state.exit_states, state.filled, *(past.tensors["columns"] for past in state.blocks)]
+    assert all(after is before for after, before in zip(now, held, strict=True))
+
+
 def test_control_sources_that_stay_where_another_sentence_comes_are_seen(monkeypatch: pytest.MonkeyPatch) -> None:
     original = DecoderState.select
 
