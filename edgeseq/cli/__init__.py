@@ -68,7 +68,7 @@ class _LazyGroup(click.Group):
     def invoke(self, ctx: click.Context) -> object:
         try:
             result: object = super().invoke(ctx)
-            sys.stdout.flush()
+            _flush_stdout()
         except BrokenPipeError:
             _discard_stdout()
             ctx.exit(_READER_LEFT)
@@ -78,7 +78,8 @@ class _LazyGroup(click.Group):
 @click.command(
     cls=_LazyGroup,
     context_settings={"help_option_names": ["-h", "--help"]},
-    epilog="'edgeseq COMMAND --help' describes one command.",
+    epilog="'edgeseq COMMAND --help' describes one command. Exit codes: 0 done; 1 an error, named on stderr; 2 a "
+    "mistake in the command line, or input that had to be repaired; 130 interrupted; 141 the reader of stdout left.",
 )
 @click.version_option(__version__, message="edgeseq %(version)s")
 def group() -> None:
@@ -109,8 +110,8 @@ def main(arguments: Sequence[str] | None = None) -> NoReturn:
         if package not in _EXTRA_OF_MODULE:
             raise
         _fail(
-            f"this needs the Python package {package}, which is not installed: "
-            f'pip install "edgeseq[{_EXTRA_OF_MODULE[package]}]"'
+            f"this needs the Python package {package}, which is not installed: install edgeseq with its extra "
+            f"'{_EXTRA_OF_MODULE[package]}', as by pip install '.[{_EXTRA_OF_MODULE[package]}]' in its checkout"
         )
     except OSError as error:
         _fail(_describe_os_error(error))
@@ -133,6 +134,11 @@ def _describe_os_error(error: OSError) -> str:
     return text if error.filename is None else f"{error.filename}: {text}"
 
 
+def _flush_stdout() -> None:
+    if sys.stdout is not None:  # as where the caller has closed it
+        sys.stdout.flush()
+
+
 def _discard_stdout() -> None:
     """Point stdout nowhere, so that the interpreter's last flush does not complain once more."""
     nowhere = os.open(os.devnull, os.O_WRONLY)
@@ -143,7 +149,7 @@ def _discard_stdout() -> None:
 def _fail(message: str, code: int = 1) -> NoReturn:
     click.echo(f"edgeseq: error: {message}", err=True)
     try:
-        sys.stdout.flush()
+        _flush_stdout()
     except OSError:
         _discard_stdout()
     sys.exit(code)

@@ -16,7 +16,7 @@ import sys
 import zlib
 from collections.abc import Generator, Iterator
 from pathlib import Path
-from typing import IO, Literal, Self
+from typing import IO, Literal, Self, TextIO
 
 import click
 
@@ -44,20 +44,21 @@ class LenientLines:
             path: A file, read through gzip or xz when it ends in ``.gz`` or ``.xz``; or ``-``.
 
         Raises:
-            DataError: The file cannot be opened.
+            DataError: The file cannot be opened, or stdin is closed.
         """
         # Here and not above: what reads compressed text belongs to training, but is light.
         from edgeseq.data.text import open_binary
 
         self.name = "stdin" if path == STANDARD else path
         self.invalid = 0
-        self._file: IO[bytes] = sys.stdin.buffer if path == STANDARD else open_binary(Path(path))
+        self._file = _standard(sys.stdin, "stdin", "--input FILE") if path == STANDARD else open_binary(Path(path))
+        self._owned = path != STANDARD
 
     def __enter__(self) -> Self:
         return self
 
     def __exit__(self, *_: object) -> None:
-        if self._file is not sys.stdin.buffer:
+        if self._owned:
             self._file.close()
 
     def __iter__(self) -> Iterator[str]:
@@ -135,15 +136,23 @@ def open_output(path: str) -> Generator[LineWriter]:
 
     Raises:
         OSError: The file cannot be written; names it.
+        DataError: stdout is closed.
     """
     if path == STANDARD:
-        yield LineWriter(sys.stdout.buffer, "stdout", flush=True)
+        yield LineWriter(_standard(sys.stdout, "stdout", "--output FILE"), "stdout", flush=True)
     elif Path(path).exists() and not Path(path).is_file():
         with _opened(Path(path), "wb", path) as file:
             yield LineWriter(file, path, flush=True)
     else:
         with _replacement(path) as file:
             yield LineWriter(file, path, flush=False)
+
+
+def _standard(stream: TextIO | None, name: str, instead: str) -> IO[bytes]:
+    """The bytes of a standard stream, which Python leaves out where the caller has closed it."""
+    if stream is None:
+        raise DataError(f"{name} is closed; open it, or give {instead}")
+    return stream.buffer
 
 
 @contextlib.contextmanager

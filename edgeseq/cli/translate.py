@@ -4,7 +4,7 @@ import contextlib
 import json
 import sys
 import warnings
-from collections.abc import Generator
+from collections.abc import Generator, Iterable
 from typing import TYPE_CHECKING
 
 import click
@@ -24,7 +24,7 @@ if TYPE_CHECKING:
     from edgeseq_runtime import Translation
 
 INPUT_REPAIRED = 2
-"""Exit code when everything was translated, but some lines were not valid UTF-8."""
+"""Exit code when all lines were translated, but some were not valid UTF-8 or too long to be translated whole."""
 
 
 @click.command(name="translate")
@@ -139,7 +139,8 @@ def command(
     r"""Translate text with a bundle: one line out per line in, a blank line for a blank one.
 
     Lines end at \n only; a \r before it is dropped. A line that is not valid UTF-8 is translated
-    from its best decoding: a warning on stderr names it, and the exit code is 2 at the end.
+    from its best decoding, and of one with more than 1,024 pieces the first 1,024 are: a warning on stderr names
+    the line, and the exit code is 2 at the end.
     """
     if trace_path == output_path:
         message = f"--output and --trace both name {output_path!r}; give them different files"
@@ -153,7 +154,7 @@ def command(
     with contextlib.ExitStack() as stack:
         lines = stack.enter_context(LenientLines(input_path))
         translator = open_translator(stack, model, depth, device, threads, shortlist=shortlist)
-        stack.enter_context(_warnings_as_lines())
+        stack.enter_context(_without_truncation_warnings())
         output = stack.enter_context(open_output(output_path))
         trace = stack.enter_context(open_output(trace_path)) if trace_path else None
         prefixes = stack.enter_context(LenientLines(prefix_path)) if prefix_path else None
@@ -161,19 +162,27 @@ def command(
         results = translator.translate_iter(
             lines, batch_size=batch_size, max_length=max_length, beam=beam, prefixes=prefixes
         )
+        cut = 0
         for number, result in enumerate(results, start=1):
-            if view:
-                output.write(view.line(result.tokens, result.depths, result.prefix))
-            elif n_best == 1:
-                output.write(result.text)
-            else:
-                for hypothesis in (result, *result.alternatives):
-                    output.write(f"{number} ||| {hypothesis.text} ||| {hypothesis.score or 0.0:.4f}")
+            cut += _warn_if_cut(f"{lines.name}, line {number}", result)
+            for line in (
+                [view.line(result.tokens, result.depths, result.prefix)] if view else _lines(number, result, n_best)
+            ):
+                output.write(line)
             if trace:
                 trace.write(_trace_line(number, result))
-    if lines.invalid:
-        warn(f"{lines.name}: lines that were not valid UTF-8, named above: {lines.invalid}")
-        click.get_current_context().exit(INPUT_REPAIRED)
+    repairs = [(file.name, "that were not valid UTF-8", file.invalid) for file in (lines, prefixes) if file]
+    _report_repairs([*repairs, (lines.name, "cut short", cut)])
+
+
+def _lines(number: int, result: "Translation", n_best: int) -> list[str]:
+    """The lines that are written for an input line: its translation, or each of the n best."""
+    if n_best == 1:
+        return [result.text]
+    return [
+        f"{number} ||| {hypothesis.text} ||| {hypothesis.score or 0.0:.4f}"
+        for hypothesis in (result, *result.alternatives)
+    ]
 
 
 def _start_view(blocks: int, output_path: str) -> DepthView:
@@ -191,15 +200,32 @@ def _trace_line(number: int, result: "Translation") -> str:
     return json.dumps(record, ensure_ascii=False)
 
 
+def _warn_if_cut(where: str, result: "Translation") -> bool:
+    """Name a line that was not translated to its end; say whether it was one."""
+    if not result.pieces_left_out:
+        return False
+    translated = result.source_pieces - 1  # but for EOS
+    warn(
+        f"{where}: {translated + result.pieces_left_out:,} pieces, of which only the first {translated:,} are "
+        "translated; split the line into sentences"
+    )
+    return True
+
+
+def _report_repairs(repairs: Iterable[tuple[str, str, int]]) -> None:
+    """Say how many lines of each input were repaired, and in what way; exit with a code that says so if any were."""
+    found = [(name, how, count) for name, how, count in repairs if count]
+    for name, how, count in found:
+        warn(f"{name}: lines {how}, named above: {count}")
+    if found:
+        click.get_current_context().exit(INPUT_REPAIRED)
+
+
 @contextlib.contextmanager
-def _warnings_as_lines() -> Generator[None]:
-    """Show every warning about an input, each as one line on stderr."""
+def _without_truncation_warnings() -> Generator[None]:
+    """Leave what is said of long lines to this command, which knows their numbers."""
     from edgeseq_runtime import TruncationWarning
 
-    def show(message: Warning | str, *_: object, **__: object) -> None:
-        warn(str(message))
-
     with warnings.catch_warnings():
-        warnings.simplefilter("always", TruncationWarning)
-        warnings.showwarning = show
+        warnings.simplefilter("ignore", TruncationWarning)
         yield

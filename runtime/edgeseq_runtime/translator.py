@@ -5,18 +5,18 @@ A Translator may be shared by threads: everything a call changes belongs to that
 several processor cores, see ``translator_pool``.
 """
 
+import dataclasses
 import itertools
-import warnings
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import overload
+from typing import TypeVar, overload
 
 from edgeseq_runtime._version import __version__
 from edgeseq_runtime.beam import GREEDY, BeamOptions, beam_search
 from edgeseq_runtime.bundle import Bundle, load_bundle
 from edgeseq_runtime.engine import Engine
-from edgeseq_runtime.errors import InputError, TruncationWarning
+from edgeseq_runtime.errors import InputError, TruncationWarning, warn_caller
 from edgeseq_runtime.known_answers import check_answers
 from edgeseq_runtime.manifest import Manifest
 from edgeseq_runtime.policy import DepthPolicy
@@ -26,6 +26,8 @@ from edgeseq_runtime.sessions import onnxruntime_version
 from edgeseq_runtime.shortlist import Shortlist
 from edgeseq_runtime.state import padded_length
 from edgeseq_runtime.tokenizer import EOS_ID
+
+_Item = TypeVar("_Item")
 
 MAX_SOURCE_PIECES = 1024
 """Longer inputs are truncated to this many pieces, with a TruncationWarning."""
@@ -50,6 +52,7 @@ class Translation:
         score: Mean log-probability of the tokens, or with a beam what it ranks by; None unless asked
             for, or for blank input.
         source_pieces: Pieces of the input that were translated, EOS included; 0 for blank input.
+        pieces_left_out: Pieces of the input beyond MAX_SOURCE_PIECES, which were not translated.
         token_scores: Log-probability of each token; None where ``score`` is.
         alternatives: The other hypotheses of an n-best beam, best first.
         prefix: Pieces of the beginning that was given; ``text`` starts with them, ``tokens`` does not.
@@ -66,6 +69,7 @@ class Translation:
     alternatives: list["Translation"] = field(default_factory=list)
     prefix: list[str] = field(default_factory=list)
     candidates: int = 0
+    pieces_left_out: int = 0
 
 
 @dataclass(frozen=True, slots=True)
@@ -88,6 +92,15 @@ class _Options:
         if self.max_length is not None:
             return self.max_length
         return output_limit(len(source))
+
+
+@dataclass(frozen=True, slots=True)
+class _Line:
+    """A line in ids, its prefix, and how many of its pieces are left out."""
+
+    source: list[int]
+    prefix: list[int]
+    left_out: int
 
 
 class Translator:
@@ -123,8 +136,9 @@ class Translator:
         self._bundle = load_bundle(model)
         self._policy = self._bundle.policy(default_depth(self._bundle) if depth is None else depth)
         chosen = chosen_shortlist(self._bundle) if shortlist else None
-        self._engine = Engine(self._bundle.path, self.manifest.model, device, chosen, self._bundle.shortlist)
-        if self._bundle.known_answers:
+        bundle = self._bundle
+        self._engine = Engine(bundle.path, self.manifest.model, device, chosen, bundle.shortlist, bundle.files)
+        if self.manifest.compute_type != "float32":
             check_answers(self._engine, self.manifest.model, self._bundle.known_answers)
 
     @property
@@ -222,6 +236,8 @@ class Translator:
         Raises:
             InputError: Something other than str, or a setting out of range.
             PolicyError: The bundle does not have this depth policy.
+            BundleError: The bundle's files have changed since it was opened, and one is wanted a first time.
+            DeviceError: onnxruntime fails.
         """
         lines = [text] if isinstance(text, str) else text
         if not isinstance(lines, list):
@@ -257,7 +273,7 @@ class Translator:
         Reads up to WINDOW_BATCHES * batch_size lines ahead and decodes lines of similar length
         together. With a batch size of 1 nothing is read ahead. Arguments and errors are those of
         :meth:`translate`, with a prefix for each line; settings are checked at once, lines when
-        they are reached.
+        they are reached: what comes before a line that is at fault is translated.
         """
         if isinstance(lines, str):
             raise InputError(f"expected an iterable of lines, got the str {lines[:_SHOWN_CHARACTERS]!r}")
@@ -271,7 +287,7 @@ class Translator:
         :meth:`translate`.
         """
         options = self._options(1, depth, max_length, GREEDY, scores=False)
-        source = self.source_ids(text)
+        source, _ = self._read_source(text)
         return self._stream_pieces(source, options) if source else iter(())
 
     def _resolve(self, depth: str | int | None) -> DepthPolicy:
@@ -286,8 +302,9 @@ class Translator:
         *,
         scores: bool,
     ) -> _Options:
-        check_settings(batch_size, max_length)
-        return _Options(self._resolve(depth), batch_size, max_length, scores, _beam_options(beam))
+        return _Options(
+            self._resolve(depth), batch_size, max_length, scores, check_settings(batch_size, max_length, beam)
+        )
 
     def source_ids(self, text: str) -> list[int]:
         """Turn text into what the encoder reads.
@@ -301,25 +318,40 @@ class Translator:
         Raises:
             InputError: Not a str, or one that holds lone surrogates.
         """
+        return self._read_source(text)[0]
+
+    def _read_source(self, text: str) -> tuple[list[int], int]:
+        """What the encoder reads of a text, and the number of pieces that are left out."""
         ids = self._bundle.tokenizer.encode(text)
-        if not ids:
-            return []
-        if len(ids) > MAX_SOURCE_PIECES:
+        left_out = max(0, len(ids) - MAX_SOURCE_PIECES)
+        if left_out:
             message = (
                 f"the input starting {text[:_SHOWN_CHARACTERS]!r} has {len(ids)} pieces; only the "
                 f"first {MAX_SOURCE_PIECES} are translated: split it into sentences"
             )
-            warnings.warn(message, TruncationWarning, stacklevel=4)
-            del ids[MAX_SOURCE_PIECES:]
-        return [*ids, EOS_ID]
+            warn_caller(TruncationWarning(message))
+        return ([*ids[:MAX_SOURCE_PIECES], EOS_ID] if ids else []), left_out
 
     def _translate_windows(self, lines: Iterator[tuple[str, str]], options: _Options) -> Iterator[Translation]:
         size = options.batch_size
         window_size = size * WINDOW_BATCHES if size > 1 else 1
-        while window := list(itertools.islice(lines, window_size)):
-            sources = [self.source_ids(line) for line, _ in window]
-            prefixes = [self._bundle.tokenizer.encode(prefix) for _, prefix in window]
-            yield from self._translate_window(sources, prefixes, options)
+        failure: Exception | None = None
+        while failure is None:
+            window, failure = read_window(map(self._read_line, lines), window_size)
+            if not window:
+                break
+            results = self._translate_window(
+                [line.source for line in window], [line.prefix for line in window], options
+            )
+            for line, result in zip(window, results, strict=True):
+                yield dataclasses.replace(result, pieces_left_out=line.left_out) if line.left_out else result
+        if failure is not None:
+            raise failure
+
+    def _read_line(self, pair: tuple[str, str]) -> _Line:
+        line, prefix = pair
+        source, left_out = self._read_source(line)
+        return _Line(source, self._bundle.tokenizer.encode(prefix), left_out)
 
     def _translate_window(
         self, sources: list[list[int]], prefixes: list[list[int]], options: _Options
@@ -333,8 +365,8 @@ class Translator:
             )
             for index, hypotheses in zip(group, found, strict=True):
                 results[index] = self._translation(sources[index], prefixes[index], hypotheses)
-        blank = Translation(text="", tokens=[], depths=[], score=None, source_pieces=0)
         for index in range(len(sources)):
+            blank = Translation(text="", tokens=[], depths=[], score=None, source_pieces=0)
             yield results.pop(index, blank)
 
     def _search(
@@ -402,11 +434,40 @@ def chosen_shortlist(bundle: Bundle) -> Shortlist:
     return bundle.shortlist
 
 
-def check_settings(batch_size: int, max_length: int | None) -> None:
-    """Refuse settings of a call that are out of range."""
+def check_settings(batch_size: int, max_length: int | None, beam: int | BeamOptions) -> BeamOptions:
+    """Refuse settings of a call that are out of range, or contradict each other.
+
+    Returns:
+        All settings of the beam.
+
+    Raises:
+        InputError: They are.
+    """
     for name, value in (("batch_size", batch_size), ("max_length", max_length)):
         if value is not None and value < 1:
             raise InputError(f"{name} is {value}, expected at least 1")
+    options = _beam_options(beam)
+    if max_length is not None and options.min_length > max_length:
+        raise InputError(f"beam setting min_length is {options.min_length}, expected at most max_length, {max_length}")
+    return options
+
+
+def _beam_options(beam: int | BeamOptions) -> BeamOptions:
+    if isinstance(beam, BeamOptions):
+        return beam
+    if not isinstance(beam, int):
+        raise InputError(f"beam is {beam!r}, expected a number of hypotheses or BeamOptions")
+    return BeamOptions(size=beam)
+
+
+def read_window(items: Iterator[_Item], size: int) -> tuple[list[_Item], Exception | None]:
+    """Take up to ``size`` items; also those before an error, which is for when they have been dealt with."""
+    window: list[_Item] = []
+    try:
+        window.extend(itertools.islice(items, size))
+    except Exception as error:  # noqa: BLE001 (whatever the reader of the lines raises)
+        return window, error
+    return window, None
 
 
 def with_prefixes(lines: Iterable[str], prefixes: Iterable[str] | None) -> Iterator[tuple[str, str]]:
@@ -423,10 +484,6 @@ def with_prefixes(lines: Iterable[str], prefixes: Iterable[str] | None) -> Itera
             lacking, having = ("line", "prefix") if line is None else ("prefix", "line")
             raise InputError(f"{having} {number} has no {lacking}: give one prefix for each line, blank for none")
         yield line, prefix
-
-
-def _beam_options(beam: int | BeamOptions) -> BeamOptions:
-    return BeamOptions(size=beam) if isinstance(beam, int) else beam
 
 
 def _groups(lengths: list[int], batch_size: int, hypotheses: int) -> Iterator[tuple[list[int], int]]:

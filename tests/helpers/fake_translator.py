@@ -1,13 +1,13 @@
 """A stand-in for the runtime's Translator: no model, upper case for a translation."""
 
-import warnings
 from collections.abc import Iterable, Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
+from itertools import repeat
 from types import SimpleNamespace
 from typing import ClassVar, Self
 
 from edgeseq_runtime.beam import BeamOptions
-from edgeseq_runtime.errors import BundleError, TruncationWarning
+from edgeseq_runtime.errors import BundleError
 
 
 @dataclass(frozen=True)
@@ -21,12 +21,14 @@ class FakeTranslation:
     token_scores: list[float] | None = None
     prefix: list[str] = field(default_factory=list)
     alternatives: list["FakeTranslation"] = field(default_factory=list)
+    source_pieces: int = 0
+    pieces_left_out: int = 0
 
 
 class FakeTranslator:
     """Answers each line at once, with a beam also in lower case; some words make it misbehave.
 
-    ``!raise`` in a line raises what `error` holds, ``!long`` warns of truncation, ``!break`` puts
+    ``!raise`` in a line raises what `error` holds, ``!long`` is cut after two pieces of five, ``!break`` puts
     line ends into the translation.
 
     Attributes:
@@ -53,17 +55,16 @@ class FakeTranslator:
         self, lines: Iterable[str], *, beam: BeamOptions, **settings: object
     ) -> Iterator[FakeTranslation]:
         self.calls.append({"beam": beam, **settings})
-        for line in lines:
+        prefixes = settings.get("prefixes")
+        for line, _ in zip(lines, prefixes if isinstance(prefixes, Iterable) else repeat(""), strict=False):
             self.lines.append(line)
             if "!raise" in line:
                 raise self.error
-            if "!long" in line:
-                warnings.warn("a line was cut", TruncationWarning, stacklevel=2)
             text = "one\ntwo\r\nthree" if "!break" in line else line.upper()
             best = self._translation(text, -1.0 if beam.size > 1 else None)
             others = [self._translation(text.lower(), -float(rank)) for rank in range(2, beam.n_best + 1)]
             best.alternatives.extend(others)
-            yield best
+            yield replace(best, source_pieces=3, pieces_left_out=3) if "!long" in line else best
 
     def _translation(self, text: str, score: float | None) -> FakeTranslation:
         words = text.split()

@@ -144,10 +144,12 @@ def test_a_truncated_bundle_is_refused(bundle: Path, tmp_path: Path) -> None:
 
 def test_a_line_of_50000_characters_is_truncated_aloud(bundle: Path) -> None:
     line = "the cat sees the house " * 2200
-    outcome = run_edgeseq("translate", "--model", bundle, "--max-length", 20, stdin=f"{line}\nHi!\n".encode())
-    assert outcome.code == 0
+    outcome = run_edgeseq("translate", "--model", bundle, "--max-length", 20, stdin=f"Hi!\n{line}\n".encode())
+    assert outcome.code == 2
     assert len(outcome.lines) == 2
-    assert "only the first 1024 are translated" in outcome.stderr
+    assert outcome.stderr.startswith("edgeseq: warning: stdin, line 2: ")
+    assert "of which only the first 1,024 are translated" in outcome.stderr
+    assert outcome.stderr.count("\n") == 2
 
 
 def test_export_refuses_what_is_not_a_run(tmp_path: Path) -> None:

@@ -50,4 +50,4 @@ def test_what_needs_more_says_which_extra(python: Path, bundle: Path, command: s
         [str(python.with_name("edgeseq")), command, *arguments], capture_output=True, text=True, check=False
     )
     assert outcome.returncode == 1
-    assert f'pip install "edgeseq[{extra}]"' in outcome.stderr
+    assert f"pip install '.[{extra}]'" in outcome.stderr

@@ -107,7 +107,7 @@ def inspected(monkeypatch: pytest.MonkeyPatch) -> dict[str, object]:
 
     def load_bundle(path: str) -> Bundle:
         manifest = Manifest.from_bytes(json.dumps(content).encode())
-        return Bundle(Path(path), manifest, HASH, tokenizer=None, predictors={}, calibration=None)  # type: ignore[arg-type]
+        return Bundle(Path(path), manifest, HASH, files={}, tokenizer=None, predictors={}, calibration=None)  # type: ignore[arg-type]
 
     monkeypatch.setattr(edgeseq_runtime.bundle, "load_bundle", load_bundle)
     return content

@@ -93,8 +93,8 @@ def test_missing_package_names_the_extra(failing: Callable[[BaseException], Outc
     outcome = failing(ModuleNotFoundError(f"No module named {module!r}", name=module))
     assert outcome.code == 1
     assert outcome.stderr == (
-        f"edgeseq: error: this needs the Python package {module.partition('.')[0]}, "
-        f'which is not installed: pip install "edgeseq[{extra}]"\n'
+        f"edgeseq: error: this needs the Python package {module.partition('.')[0]}, which is not installed: "
+        f"install edgeseq with its extra '{extra}', as by pip install '.[{extra}]' in its checkout\n"
     )
 
 
@@ -131,7 +131,7 @@ def test_package_that_is_really_absent_is_named() -> None:
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
     assert done.returncode == 1
-    assert done.stderr.endswith('not installed: pip install "edgeseq[cpu]"\n')
+    assert done.stderr.endswith("as by pip install '.[cpu]' in its checkout\n")
 
 
 def test_full_disk_on_stdout_is_an_error() -> None:

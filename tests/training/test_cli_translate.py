@@ -18,6 +18,8 @@ import pytest
 import edgeseq_runtime
 from command_line import Outcome, run_edgeseq
 from edgeseq.cli.depth_view import DepthView
+from edgeseq.cli.streams import LenientLines, open_output
+from edgeseq.errors import DataError
 from edgeseq_runtime.beam import BeamOptions
 from edgeseq_runtime.errors import BundleError
 from fake_translator import FakeTranslator
@@ -75,6 +77,35 @@ def test_byte_order_mark_is_dropped_from_the_first_line_only() -> None:
 
 def test_line_ends_in_a_translation_become_spaces() -> None:
     assert translate(stdin=b"!break\nb\n").lines == ["one two  three", "B"]
+
+
+# Closed streams
+
+
+def test_closed_stdin_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(sys, "stdin", None)
+    with pytest.raises(DataError, match=r"^stdin is closed; open it, or give --input FILE$"):
+        LenientLines("-")
+
+
+def test_closed_stdout_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(sys, "stdout", None)
+    with pytest.raises(DataError, match=r"^stdout is closed; open it, or give --output FILE$"), open_output("-"):
+        pass
+
+
+@pytest.mark.parametrize(
+    ("closed", "arguments", "message"),
+    [("<&-", ["translate", "--model", "none"], "stdin is closed"), (">&-", ["inspect", "none"], "is not a folder")],
+)
+def test_with_a_closed_stream_an_error_is_one_line(closed: str, arguments: list[str], message: str) -> None:
+    """Services are started so; Python has no such stream then."""
+    shell = f'exec "$0" -c "from edgeseq.cli import main; main()" "$@" {closed}'
+    done = subprocess.run(["sh", "-c", shell, sys.executable, *arguments], capture_output=True, text=True, check=False)
+    assert done.returncode == 1
+    assert done.stderr.startswith("edgeseq: error: ")
+    assert message in done.stderr
+    assert done.stderr.count("\n") == 1
 
 
 # Input files
@@ -141,10 +172,24 @@ def test_invalid_utf8_is_repaired_named_and_told_by_the_exit_code(tmp_path: Path
     ]
 
 
-def test_truncated_inputs_are_each_reported_on_a_line() -> None:
-    outcome = translate(stdin=b"!long\n!long\n")
-    assert outcome.code == 0
-    assert outcome.stderr == "edgeseq: warning: a line was cut\n" * 2
+def test_lines_cut_short_are_named_and_told_by_the_exit_code() -> None:
+    outcome = translate(stdin=b"!long\na\n!long\n")
+    assert outcome.lines == ["!LONG", "A", "!LONG"]
+    assert outcome.code == 2
+    cut = "edgeseq: warning: stdin, line {}: 5 pieces, of which only the first 2 are translated; split the line"
+    assert outcome.stderr.splitlines() == [
+        cut.format(1) + " into sentences",
+        cut.format(3) + " into sentences",
+        "edgeseq: warning: stdin: lines cut short, named above: 2",
+    ]
+
+
+def test_invalid_utf8_in_prefixes_is_told_by_the_exit_code(tmp_path: Path) -> None:
+    prefixes = tmp_path / "prefixes.txt"
+    prefixes.write_bytes(b"\xff\n")
+    outcome = translate("--prefix", prefixes, stdin=b"a\n")
+    assert outcome.code == 2
+    assert f"{prefixes}: lines that were not valid UTF-8, named above: 1" in outcome.stderr
 
 
 # Output files
