@@ -46,10 +46,10 @@ class TimedEngine(Engine):
 
     encoder_seconds = 0.0
 
-    def encode(self, sources: Sequence[Sequence[int]], policy: DepthPolicy) -> DecoderState:
+    def encode(self, sources: Sequence[Sequence[int]], policy: DepthPolicy, *, alone: bool = True) -> DecoderState:
         """Encodes, and adds up the time."""
         started = time.perf_counter()
-        state = super().encode(sources, policy)
+        state = super().encode(sources, policy, alone=alone)
         self.encoder_seconds += time.perf_counter() - started
         return state
 

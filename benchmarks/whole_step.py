@@ -34,11 +34,10 @@ SENTENCES_A_TURN = 8
 class BlockByBlock(Engine):
     """An engine that decodes a sentence alone as it decodes a batch."""
 
-    def encode(self, sources: Sequence[Sequence[int]], policy: DepthPolicy) -> DecoderState:
+    def encode(self, sources: Sequence[Sequence[int]], policy: DepthPolicy, *, alone: bool = True) -> DecoderState:
         """Gives a state that takes no whole steps."""
-        state = super().encode(sources, policy)
-        state.alone = None
-        return state
+        del alone
+        return super().encode(sources, policy, alone=False)
 
 
 def policies_of(facts: ModelFacts, halting: DepthPolicy) -> list[DepthPolicy]:

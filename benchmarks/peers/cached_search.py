@@ -66,8 +66,8 @@ class _CachedDecoder(Generic[A]):
     def __init__(self, model: CachedModel[A]) -> None:
         self._model = model
 
-    def encode(self, sources: Sequence[Sequence[int]], policy: DepthPolicy) -> _State[A]:
-        del policy
+    def encode(self, sources: Sequence[Sequence[int]], policy: DepthPolicy, *, alone: bool) -> _State[A]:
+        del policy, alone
         padded = np.full((len(sources), max(map(len, sources))), PAD_ID, dtype=np.int64)
         for row, source in zip(padded, sources, strict=True):
             row[: len(source)] = source

@@ -67,10 +67,10 @@ class _Endless:
         self.release = engine.release
         self.count_candidates = engine.count_candidates
 
-    def encode(self, sources: Sequence[Sequence[int]], policy: DepthPolicy) -> DecoderState:
+    def encode(self, sources: Sequence[Sequence[int]], policy: DepthPolicy, *, alone: bool) -> DecoderState:
         self._depths = policy.depths if isinstance(policy, Replayed) else None
         started = time.perf_counter()
-        state = self._engine.encode(sources, policy)
+        state = self._engine.encode(sources, policy, alone=alone)
         self.encoder_seconds += time.perf_counter() - started
         return state
 

@@ -72,10 +72,10 @@ class FlopsMeter:
         self._engine = engine
         self._model = model
 
-    def encode(self, sources: Sequence[Sequence[int]], policy: DepthPolicy) -> _Watched:
+    def encode(self, sources: Sequence[Sequence[int]], policy: DepthPolicy, *, alone: bool) -> _Watched:
         """Prepares a batch; see `edgeseq_runtime.search.Decoder`."""
         self.flops += DecoderFlops(decisions=len(sources) * policy.decision_flops(0))
-        return _Watched(self._engine.encode(sources, policy), _Rows(sources, self.full_depth))
+        return _Watched(self._engine.encode(sources, policy, alone=alone), _Rows(sources, self.full_depth))
 
     def adopt(self, state: _Watched, rows: IntArray, other: _Watched, other_rows: IntArray) -> None:
         """Gives rows to other sentences; see `edgeseq_runtime.search.Decoder`."""

@@ -5,10 +5,11 @@ sizes and hashes, so that nothing changed is parsed; then the declared signature
 of another model is refused before onnxruntime sees a graph. Creating sessions is not done here.
 """
 
+import contextlib
 import hashlib
 import os
 import stat
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -19,6 +20,7 @@ import numpy.typing as npt
 from edgeseq_runtime.arrays import FloatArray
 from edgeseq_runtime.calibration import CALIBRATION_FILE, Calibration, parse_calibration
 from edgeseq_runtime.errors import BundleError, InputError
+from edgeseq_runtime.file_identities import FileIdentities, identify_files
 from edgeseq_runtime.manifest import (
     MANIFEST_FILE,
     FileEntry,
@@ -51,6 +53,7 @@ class Bundle:
         manifest: Its table of contents.
         sha256: Hash of ``manifest.json``, which lists the hashes of all other files, so it
             stands for the whole bundle.
+        files: What its graphs and weights were before their hashes were computed.
         tokenizer: Its tokenizer.
         predictors: Weights of its depth predictors by name.
         calibration: What was measured of it on a machine; None where it was not.
@@ -62,6 +65,7 @@ class Bundle:
     path: Path
     manifest: Manifest
     sha256: str
+    files: FileIdentities
     tokenizer: Tokenizer
     predictors: dict[str, Predictor]
     calibration: Calibration | None = None
@@ -87,6 +91,7 @@ def load_bundle(path: str | Path) -> Bundle:
     folder = Path(path)
     if not folder.is_dir():
         raise BundleError(f"bundle {str(path)!r} is not a folder: expected what `edgeseq export` wrote")
+    files = identify_files(folder)
     data = _read_manifest(folder)
     manifest = Manifest.from_bytes(data, str(folder / MANIFEST_FILE))
     for entry in manifest.entries:
@@ -97,6 +102,7 @@ def load_bundle(path: str | Path) -> Bundle:
         path=folder,
         manifest=manifest,
         sha256=sha256,
+        files=files,
         tokenizer=_read_tokenizer(folder, manifest),
         predictors=_read_predictors(folder, manifest),
         known_answers={} if manifest.compute_type == "float32" else _read_tensors(folder, manifest, "known_answers"),
@@ -138,7 +144,19 @@ def _read_manifest(folder: Path) -> bytes:
     size = _regular_file_size(folder, MANIFEST_FILE)
     if size > MAX_MANIFEST_BYTES:
         raise BundleError(f"{folder / MANIFEST_FILE} has {size} bytes, expected at most {MAX_MANIFEST_BYTES}")
-    return (folder / MANIFEST_FILE).read_bytes()
+    with _readable():
+        return (folder / MANIFEST_FILE).read_bytes()
+
+
+@contextlib.contextmanager
+def _readable() -> Iterator[None]:
+    """Say of a file that is there and cannot be read that the bundle cannot be used."""
+    try:
+        yield
+    except OSError as error:
+        raise BundleError(
+            f"{error.filename} cannot be read: {error.strerror}; let this user read all files of the bundle"
+        ) from error
 
 
 def _regular_file_size(folder: Path, file: str) -> int:
@@ -166,7 +184,8 @@ def _check_file(folder: Path, entry: GraphEntry | FileEntry) -> None:
             f"{folder / entry.file} has {size} bytes, but the manifest says {entry.size}: "
             "the bundle was changed or copied in part; export or copy it again"
         )
-    found = file_sha256(folder / entry.file)
+    with _readable():
+        found = file_sha256(folder / entry.file)
     if found != entry.sha256:
         raise BundleError(
             f"{folder / entry.file} has the SHA-256 {found}, but the manifest says {entry.sha256}: "
@@ -234,7 +253,9 @@ def _read_calibration(folder: Path, sha256: str) -> Calibration | None:
     size = _regular_file_size(folder, CALIBRATION_FILE)
     if size > MAX_CALIBRATION_BYTES:
         raise BundleError(f"{path} has {size} bytes, expected at most {MAX_CALIBRATION_BYTES}")
-    return parse_calibration(path.read_bytes(), path, sha256)
+    with _readable():
+        data = path.read_bytes()
+    return parse_calibration(data, path, sha256)
 
 
 def _read_tensors(

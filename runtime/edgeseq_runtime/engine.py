@@ -34,6 +34,7 @@ import numpy.typing as npt
 from edgeseq_runtime.arrays import AnyArray, BoolArray, FloatArray, IntArray
 from edgeseq_runtime.errors import DeviceError, InputError
 from edgeseq_runtime.exit_heads import StepLogits
+from edgeseq_runtime.file_identities import FileIdentities, identify_files
 from edgeseq_runtime.manifest import GraphRole, ModelFacts
 from edgeseq_runtime.places import BlockPlaces, Layout, StepPlaces
 from edgeseq_runtime.policy import DepthPolicy, LinearStop
@@ -81,6 +82,7 @@ class Engine:
         device: str = "auto",
         shortlist: Shortlist | None = None,
         draft_shortlist: Shortlist | None = None,
+        files: FileIdentities | None = None,
     ) -> None:
         """Create the sessions that every decode needs; the others follow when they are first wanted.
 
@@ -90,13 +92,15 @@ class Engine:
             device: ``cpu``, ``cuda`` or ``auto``.
             shortlist: Of the bundle, to be used for all sentences.
             draft_shortlist: Of the bundle, to be used for drafts, which need not be right.
+            files: What the files were when they were checked; None: what they are now.
 
         Raises:
-            BundleError: A graph cannot be loaded, or is not what the manifest declares.
+            BundleError: A graph cannot be loaded, or is not what the manifest declares; or the files are others now.
             DeviceError: The device cannot be used.
             InputError: ``device`` is out of range.
         """
-        self._graphs = _open_graphs(folder, model, device, shortlist or draft_shortlist)
+        files = identify_files(folder) if files is None else files
+        self._graphs = _open_graphs(folder, model, device, shortlist or draft_shortlist, files)
         self.shortlist = shortlist
         self._draft_shortlist = draft_shortlist
         self.provider = self._graphs.provider
@@ -110,18 +114,22 @@ class Engine:
         self._never = LinearStop.never(model)
         self._spare: list[DecoderState] = []  # of one row each
 
-    def encode(self, sources: Sequence[Sequence[int]], policy: DepthPolicy) -> DecoderState:
+    def encode(self, sources: Sequence[Sequence[int]], policy: DepthPolicy, *, alone: bool = True) -> DecoderState:
         """Encode sentences and prepare to decode them as one batch.
 
         Args:
             sources: Ids of each sentence, eos included; none is empty.
             policy: Decides the depths of the tokens to come.
+            alone: Whether a single sentence will be decoded by itself, as one row. Where not, what decodes it in
+                whole steps is not made ready, which would take time and memory; results are the same.
 
         Returns:
             A state at target position 0.
 
         Raises:
             InputError: No sentence, or an empty one.
+            BundleError: A graph is wanted a first time, and cannot be loaded or has changed.
+            DeviceError: onnxruntime fails.
         """
         if not sources or not all(sources):
             raise InputError("expected at least one source sentence, and none empty (eos included)")
@@ -134,7 +142,7 @@ class Engine:
         candidates = None if self.shortlist is None else self._choose_candidates(self.shortlist, sources)
         role: GraphRole = "step" if candidates is None else "shortlist_step"
         whole_step = (role, None) in self._graphs and self.provider == CPU_PROVIDER
-        stop = policy.linear_stop if len(sources) == 1 and whole_step else None
+        stop = policy.linear_stop if alone and len(sources) == 1 and whole_step else None
         state = self._take_spare() if stop is not None else None
         if state is None:
             state = DecoderState.before_start(
@@ -214,6 +222,8 @@ class Engine:
 
         Raises:
             InputError: Arrays of the wrong length, or depths out of range.
+            BundleError: As of :meth:`encode`.
+            DeviceError: onnxruntime fails.
         """
         if parents is not None:
             state.select(parents)
@@ -248,6 +258,7 @@ class Engine:
             where a step takes several calls.
 
         Raises:
+            BundleError: As of :meth:`encode`.
             DeviceError: onnxruntime fails.
         """
         if state.alone is None:
@@ -459,17 +470,19 @@ def _plan(
     return np.minimum(limits, policy.plan(block, exit_states, logits)), logits
 
 
-def _open_graphs(folder: Path, model: ModelFacts, device: str, shortlist: Shortlist | None) -> Graphs:
+def _open_graphs(
+    folder: Path, model: ModelFacts, device: str, shortlist: Shortlist | None, files: FileIdentities
+) -> Graphs:
     """Start a provider; ``auto`` takes the CPU where CUDA is offered but cannot be started."""
     provider = select_provider(device)
     signatures = expected_signatures(model, None if shortlist is None else shortlist.facts.weights)
-    graphs = Graphs(folder, signatures, provider)
+    graphs = Graphs(folder, signatures, provider, files)
     try:
         graphs["encoder", None]
     except DeviceError:
         if device != "auto" or provider == CPU_PROVIDER:
             raise
-        graphs = Graphs(folder, signatures, CPU_PROVIDER)
+        graphs = Graphs(folder, signatures, CPU_PROVIDER, files)
         graphs["encoder", None]
     for block in range(1, model.decoder_blocks + 1):
         graphs["cross", block]

@@ -3,6 +3,9 @@
 Every message names the value at fault, what was expected, and what to do about it.
 """
 
+import inspect
+import warnings
+
 
 class EdgeseqRuntimeError(Exception):
     """Root of all errors that edgeseq_runtime raises on purpose."""
@@ -30,3 +33,11 @@ class WorkerError(EdgeseqRuntimeError):
 
 class TruncationWarning(UserWarning):
     """An input was longer than the runtime translates, and its end was left out."""
+
+
+def warn_caller(warning: Warning) -> None:
+    """Give a warning that points at the line outside this package from which it was called."""
+    level, frame = 1, inspect.currentframe()
+    while frame is not None and str(frame.f_globals.get("__name__")).startswith("edgeseq_runtime."):
+        level, frame = level + 1, frame.f_back
+    warnings.warn(warning, stacklevel=level)

@@ -350,7 +350,7 @@ def _check_version(data: bytes, name: str) -> None:
     try:
         content = json.loads(data, parse_constant=lambda _: math.nan)
     except (ValueError, RecursionError) as error:
-        raise BundleError(f"{name} is not JSON: {error}") from error
+        raise BundleError(f"{name} is not JSON ({error}): export or copy the bundle again") from error
     found = content.get("format") if isinstance(content, dict) else None
     if found != FORMAT:
         raise BundleError(f"{name} is not the manifest of a bundle: format is {found!r}, expected {FORMAT!r}")

@@ -193,7 +193,7 @@ class Thresholds:
     def __str__(self) -> str:
         """One threshold if they are equal, and the blocks unless they are all: ``0.9@1,2``."""
         values = self.values[:1] if len(set(self.values)) == 1 else self.values
-        listed = ",".join(f"{value:g}" for value in values)
+        listed = ",".join(map(_spell, values))
         return listed if self.every else listed + "@" + ",".join(map(str, self.blocks))
 
     @cached_property
@@ -345,7 +345,12 @@ def choose_depths(probabilities: FloatArray, quantile: float | None) -> IntArray
 
 
 def _with_quantile(name: str, quantile: float | None) -> str:
-    return name if quantile is None else f"{name}:{quantile:g}"
+    return name if quantile is None else f"{name}:{_spell(quantile)}"
+
+
+def _spell(threshold: float) -> str:
+    """The shortest decimal that reads as the same threshold, without an exponent: a policy's name is parsed again."""
+    return np.format_float_positional(threshold, trim="-")
 
 
 def _logit(probability: float) -> float:

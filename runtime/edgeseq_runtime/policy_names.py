@@ -22,6 +22,8 @@ from edgeseq_runtime.policy import (
 from edgeseq_runtime.predictors import CertaintyUnits, HaltingUnits, Predictor
 from edgeseq_runtime.signatures import has_step
 
+_MOST_DIGITS = 10
+
 DEFAULT_POINT = "default"
 """The operating point that ``adaptive`` stands for."""
 
@@ -102,7 +104,7 @@ def _parse(
         spelled = str(spelled)
     if not isinstance(spelled, str):
         raise _UnusableError("is not a str or int")
-    if spelled.isascii() and spelled.isdigit():
+    if _is_number(spelled):
         depth = int(spelled)
         if not 1 <= depth <= model.decoder_blocks:
             raise _UnusableError("is not a depth of this model")
@@ -116,8 +118,20 @@ def _parse(
         return _named_policy(name, argument, manifest, predictors)
     point = argument or DEFAULT_POINT
     if point not in points:
-        raise _UnusableError(f"needs the operating point {point!r}, which this bundle lacks")
+        raise _missing_point(point)
     return _parse(points[point], manifest, predictors, {})  # no point stands for another one
+
+
+def _missing_point(point: str) -> _UnusableError:
+    way_out = "edgeseq calibrate finds best, balanced and fast, and with --guarantee guaranteed"
+    if point == DEFAULT_POINT:
+        way_out = "edgeseq export chooses it by --valid-src and --valid-ref, and edgeseq calibrate finds others"
+    return _UnusableError(f"needs the operating point {point!r}, which this bundle lacks: {way_out}")
+
+
+def _is_number(text: str) -> bool:
+    """Whether this is a number of blocks that may be, in digits; Python reads no number of thousands of them."""
+    return text.isascii() and text.isdigit() and len(text) < _MOST_DIGITS
 
 
 def _may_draft(model: ModelFacts) -> bool:
@@ -128,7 +142,7 @@ def _speculative(argument: str, model: ModelFacts) -> DepthPolicy:
     if not _may_draft(model):
         raise _UnusableError("needs a decoder of convolutions, of two blocks at least")
     deepest = model.decoder_blocks - 1
-    if not (argument.isascii() and argument.isdigit() and 1 <= int(argument) <= deepest):
+    if not (_is_number(argument) and 1 <= int(argument) <= deepest):
         raise _UnusableError(f"drafts after block {argument!r}, expected a number from 1 to {deepest}")
     return Speculative(model, int(argument))
 
@@ -176,7 +190,7 @@ def _probability(argument: str) -> float:
 
 def _blocks(argument: str, last: int) -> tuple[int, ...]:
     numbers = argument.split(",")
-    if not all(number.isascii() and number.isdigit() and 1 <= int(number) <= last for number in numbers):
+    if not all(_is_number(number) and 1 <= int(number) <= last for number in numbers):
         raise _UnusableError(f"has the blocks {argument!r}, expected numbers from 1 to {last} with commas")
     blocks = tuple(map(int, numbers))
     if list(blocks) != sorted(set(blocks)):

@@ -50,8 +50,11 @@ class Decoder(Protocol[State]):
     def full_depth(self) -> int:
         """Number of decoder blocks."""
 
-    def encode(self, sources: Sequence[Sequence[int]], policy: DepthPolicy) -> State:
-        """Prepare to decode sentences as the rows of one batch."""
+    def encode(self, sources: Sequence[Sequence[int]], policy: DepthPolicy, *, alone: bool) -> State:
+        """Prepare to decode sentences as the rows of one batch.
+
+        ``alone`` says whether a single sentence will be decoded by itself, as one row.
+        """
 
     def adopt(self, state: State, rows: IntArray, other: State, other_rows: IntArray) -> None:
         """Give rows of a batch to sentences that ``other`` has prepared and not begun."""
@@ -328,7 +331,7 @@ class Waiting(Generic[State]):
         self._first = self._encoded
         batch = self._sources[self._first : self._first + self._places]
         self._encoded += len(batch)
-        return self._decoder.encode(batch, self._policy)
+        return self._decoder.encode(batch, self._policy, alone=self._places * len(self._hypotheses) == 1)
 
 
 def _choose(step: Scored, *, want_scores: bool) -> tuple[IntArray, FloatArray | None]:

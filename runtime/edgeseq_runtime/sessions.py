@@ -4,7 +4,6 @@ Chooses the execution provider, never silently another than the one asked for, a
 graph's real inputs and outputs with what the engine will feed it.
 """
 
-import os
 import threading
 from collections.abc import Iterable, Mapping
 from functools import cache
@@ -17,6 +16,7 @@ import numpy as np
 
 from edgeseq_runtime.arrays import AnyArray, FloatArray
 from edgeseq_runtime.errors import BundleError, DeviceError, InputError
+from edgeseq_runtime.file_identities import FileIdentities, identify_files
 from edgeseq_runtime.manifest import GraphRole, TensorSpec
 from edgeseq_runtime.signatures import GraphSignature
 
@@ -78,20 +78,23 @@ class Graphs:
         provider: The execution provider they run on.
     """
 
-    def __init__(self, folder: Path, signatures: Iterable[GraphSignature], provider: str) -> None:
+    def __init__(
+        self, folder: Path, signatures: Iterable[GraphSignature], provider: str, files: FileIdentities
+    ) -> None:
         """Make nothing ready yet.
 
         Args:
             folder: The bundle.
             signatures: Of all its graphs.
             provider: An execution provider of :func:`select_provider`.
+            files: What its files were when they were checked.
         """
         self.provider = provider
         self._folder = folder
         self._signatures = {(signature.role, signature.block): signature for signature in signatures}
         self._ready: dict[tuple[GraphRole, int | None], Graph] = {}
         self._making = threading.Lock()
-        self._files = _identify_files(folder)
+        self._files = files
 
     def __contains__(self, key: tuple[GraphRole, int | None]) -> bool:
         """Whether there is a graph of this role and block."""
@@ -116,7 +119,7 @@ class Graphs:
 
     def _check_unchanged(self) -> None:
         """Refuse to go on with graphs of another export in the same place."""
-        if _identify_files(self._folder) != self._files:
+        if identify_files(self._folder) != self._files:
             raise BundleError(f"{self._folder} has changed since it was opened: open it again")
 
 
@@ -274,16 +277,6 @@ class OutputMemory:
         return found
 
 
-def _identify_files(folder: Path) -> dict[str, tuple[int, int, int]]:
-    """Tell graphs and weights from others of the same names: inode, size, and time of the last change."""
-    try:
-        with os.scandir(folder) as entries:
-            found = {entry.name: entry.stat() for entry in entries if entry.name.endswith((".onnx", ".bin"))}
-    except OSError:
-        return {}  # that they are missing is said by who reads them
-    return {name: (stat.st_ino, stat.st_size, stat.st_mtime_ns) for name, stat in found.items()}
-
-
 def _import_onnxruntime() -> ModuleType:
     try:
         import onnxruntime  # noqa: PLC0415  (0.3 s and 40 MB: only when a session is wanted)
@@ -334,8 +327,14 @@ def _create_session(path: Path, provider: str) -> Any:
     if provider == CUDA_PROVIDER:
         onnxruntime.preload_dlls()
     try:
-        return onnxruntime.InferenceSession(str(path), options, providers=[provider])
+        # Its own fallback prints to stdout, and goes on with the CPU when a call fails: not silently, here.
+        return onnxruntime.InferenceSession(str(path), options, providers=[provider], enable_fallback=False)
     except Exception as error:  # onnxruntime's exceptions have no common root but Exception
+        if provider == CUDA_PROVIDER:
+            raise DeviceError(
+                f"{path} cannot be loaded for {provider}: {error}: check the driver and the CUDA libraries, or ask for "
+                "device 'cpu'"
+            ) from error
         raise BundleError(f"{path} cannot be loaded by onnxruntime {onnxruntime.__version__}: {error}") from error
 
 

@@ -5,7 +5,6 @@ each other, and threads within a call wait for so little work that they are slow
 Processes do neither; each holds the bundle once.
 """
 
-import itertools
 import multiprocessing
 import signal
 import warnings
@@ -21,7 +20,7 @@ from typing import Any, Self
 
 from edgeseq_runtime.beam import BeamOptions
 from edgeseq_runtime.bundle import Bundle, load_bundle
-from edgeseq_runtime.errors import EdgeseqRuntimeError, InputError, WorkerError
+from edgeseq_runtime.errors import BundleError, EdgeseqRuntimeError, InputError, WorkerError, warn_caller
 from edgeseq_runtime.policy import DepthPolicy
 from edgeseq_runtime.translator import (
     WINDOW_BATCHES,
@@ -30,6 +29,7 @@ from edgeseq_runtime.translator import (
     check_settings,
     chosen_shortlist,
     default_depth,
+    read_window,
     with_prefixes,
 )
 
@@ -86,11 +86,12 @@ class TranslatorPool:
             chosen_shortlist(self._bundle)  # or the processes would find out one by one
         context = multiprocessing.get_context("spawn")  # a fork takes over locks of whatever runs beside it
         self._call = 0  # the newest
+        self._closed = False
         self._connections: list[Connection] = []
         self._processes = []
         for _ in range(processes):
             ours, theirs = context.Pipe()
-            settings = (str(model), self._policy.name, device, shortlist)
+            settings = (str(model), self._bundle.sha256, self._policy.name, device, shortlist)
             process = context.Process(target=_serve, args=(theirs, *settings), daemon=True)
             process.start()
             theirs.close()
@@ -124,6 +125,7 @@ class TranslatorPool:
 
     def close(self) -> None:
         """End the processes, whatever they are doing."""
+        self._closed = True
         for connection in self._connections:
             connection.close()
         for process in self._processes:
@@ -149,14 +151,22 @@ class TranslatorPool:
 
         Raises:
             InputError: Something other than str, when that is reached; or a setting out of range; or
-                another call has begun.
+                another call has begun; or the pool is closed.
             DeviceError: onnxruntime is not installed, the device cannot be used, or its 8-bit products
                 are wrong.
+            BundleError: The bundle has changed since the pool was made.
             WorkerError: A process has died.
         """
-        check_settings(batch_size, max_length)
+        if self._closed:
+            raise InputError("this pool is closed: make another one")
+        options = check_settings(batch_size, max_length, beam)
         self._call += 1
-        settings: dict[str, Any] = {"batch_size": batch_size, "max_length": max_length, "scores": scores, "beam": beam}
+        settings: dict[str, Any] = {
+            "batch_size": batch_size,
+            "max_length": max_length,
+            "scores": scores,
+            "beam": options,
+        }
         size = WINDOW_BATCHES * batch_size * len(self._connections)
         return self._translate_windows(self._call, with_prefixes(lines, prefixes), size, settings)
 
@@ -168,7 +178,7 @@ class TranslatorPool:
         more = True
         while more or out:
             while more and len(out) < _WINDOWS_AHEAD:
-                window, failure = _read(pairs, size)
+                window, failure = read_window(pairs, size)
                 more = len(window) == size
                 if window:
                     self._hand_out(call, window, settings)
@@ -194,7 +204,7 @@ class TranslatorPool:
         answers = [self._receive(call, place) for place in range(len(self._connections))]
         for answer in answers:
             for warning in answer.warnings:
-                warnings.warn(warning, stacklevel=4)
+                warn_caller(warning)
         # Every process gives what it translated before an error: so do all of them together.
         results = [iter(answer.translations) for answer in answers]
         for index in range(lines):
@@ -224,17 +234,7 @@ class TranslatorPool:
         )
 
 
-def _read(pairs: Iterator[tuple[str, str]], size: int) -> tuple[list[tuple[str, str]], Exception | None]:
-    """Take up to so many lines; also those before an error, which is for later."""
-    window: list[tuple[str, str]] = []
-    try:
-        window.extend(itertools.islice(pairs, size))
-    except Exception as error:  # noqa: BLE001 (whatever the reader of the lines raises)
-        return window, error
-    return window, None
-
-
-def _serve(connection: Connection, model: str, depth: str, device: str, shortlist: bool) -> None:
+def _serve(connection: Connection, model: str, sha256: str, depth: str, device: str, shortlist: bool) -> None:
     """Translate what comes until the other end is closed."""
     # Ctrl-C reaches all processes of a terminal; the one that has the pool ends the others.
     signal.signal(signal.SIGINT, signal.SIG_IGN)
@@ -250,6 +250,8 @@ def _serve(connection: Connection, model: str, depth: str, device: str, shortlis
             warnings.simplefilter("always")
             try:
                 translator = translator or Translator(model, depth=depth, device=device, shortlist=shortlist)
+                if translator.bundle.sha256 != sha256:
+                    raise BundleError(f"{model} has changed since it was opened: open it again")
                 done.extend(translator.translate_iter(lines, prefixes=prefixes, **settings))
             except EdgeseqRuntimeError as error:
                 found = error

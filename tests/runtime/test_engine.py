@@ -129,8 +129,8 @@ def break_bias(monkeypatch: pytest.MonkeyPatch) -> None:
     """Let attention see the padding."""
     original = Engine.encode
 
-    def encode(self: Engine, *arguments: object) -> DecoderState:
-        state = original(self, *arguments)  # type: ignore[arg-type]
+    def encode(self: Engine, *arguments: object, **settings: object) -> DecoderState:
+        state = original(self, *arguments, **settings)  # type: ignore[arg-type]
         state.source_bias[:] = 0
         return state
 

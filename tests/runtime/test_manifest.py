@@ -57,7 +57,7 @@ def test_predictors_are_described(data: bytes) -> None:
 @pytest.mark.parametrize(
     ("content", "message"),
     [
-        (b"", "m.json is not JSON: Expecting value"),
+        (b"", "m.json is not JSON (Expecting value: line 1 column 1 (char 0)): export or copy the bundle again"),
         (b"\xff\xfe", "m.json is not JSON"),
         (b"[" * 100_000, "m.json is not JSON"),
         (b"[]", "m.json is not the manifest of a bundle: format is None, expected 'edgeseq-bundle'"),

@@ -26,7 +26,7 @@ def bundle(tiny_bundle: Path) -> Bundle:
         for name, policy in (("default", "halting:0.45"), ("fast", "by-sentence:0.2"))
     ]
     manifest = loaded.manifest.model_copy(update={"operating_points": points})
-    return Bundle(loaded.path, manifest, loaded.sha256, loaded.tokenizer, loaded.predictors, None)
+    return Bundle(loaded.path, manifest, loaded.sha256, {}, loaded.tokenizer, loaded.predictors, None)
 
 
 @pytest.fixture(scope="module")
@@ -49,7 +49,7 @@ KINDS: list[tuple[str | int, str, type[DepthPolicy]]] = [
     ("halting:0.4", "halting:0.4", Halting),
     ("halting:1", "halting:1", Halting),
     ("halting:.50", "halting:0.5", Halting),
-    ("halting:0.00001", "halting:1e-05", Halting),
+    ("halting:0.00001", "halting:0.00001", Halting),
     ("halting:0.4,0.5,0.6", "halting:0.4,0.5,0.6", Halting),
     ("halting:0.4,0.4,0.4", "halting:0.4", Halting),
     ("halting:0.4@1,3", "halting:0.4@1,3", Halting),
@@ -82,7 +82,7 @@ def test_a_name_stands_for_its_policy(bundle: Bundle, text: str) -> None:
 
 
 @given(
-    thresholds=st.lists(st.integers(0, 1000).map(lambda value: value / 1000), min_size=3, max_size=3),
+    thresholds=st.lists(st.floats(0, 1), min_size=3, max_size=3),
     blocks=st.sets(st.integers(1, 3), min_size=1),
 )
 def test_every_set_of_thresholds_and_blocks_has_a_name(
@@ -124,6 +124,8 @@ LISTED = (
         ("0", "depth policy '0' is not a depth of this model. "),
         (5, "depth policy 5 is not a depth of this model. "),
         ("-1", "is not known. "),
+        ("9" * 5000, "is not known. "),  # more digits than Python reads
+        (f"confidence:0.5@{'1' * 5000}", "expected numbers from 1 to 3 with commas. "),
         ("²", "is not known. "),
         (True, "depth policy True is not a str or int. "),
         (0.5, "depth policy 0.5 is not a str or int. "),
@@ -152,7 +154,13 @@ LISTED = (
             (f"speculative:{depth}", f"drafts after block '{depth}', expected a number from 1 to 3. ")
             for depth in ("0", "4", "-1", "one", "²", "1,2")
         ),
-        ("adaptive:best", "needs the operating point 'best', which this bundle lacks. "),
+        (
+            "adaptive:best",
+            (
+                "needs the operating point 'best', which this bundle lacks: "
+                "edgeseq calibrate finds best, balanced and fast, and with --guarantee guaranteed. "
+            ),
+        ),
         *(
             (f"halting:0.4@{blocks}", f"has the blocks {blocks!r}, expected numbers from 1 to 3 with commas. ")
             for blocks in ("", "0", "4", "1,", "1;2", "-1", "two", "1,4", "²")
@@ -171,7 +179,9 @@ def test_a_bundle_without_predictors_says_so(manifest: Manifest) -> None:
     assert available_policies(bare) == ["full", "1 to 4", "speculative or speculative:D with D from 1 to 3", listed]
     with pytest.raises(PolicyError, match=r"'halting:0\.5' is not known"):
         parse_policy("halting:0.5", bare, {})
-    with pytest.raises(PolicyError, match="needs the operating point 'default'"):
+    with pytest.raises(
+        PolicyError, match=r"needs the operating point 'default'.*edgeseq export chooses it by --valid-src"
+    ):
         parse_policy("adaptive", bare, {})
     assert parse_policy("confidence:0.5", bare, {}).name == "confidence:0.5"
 

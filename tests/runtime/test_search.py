@@ -39,7 +39,7 @@ class Script:
     fed: list[list[int]] = field(default_factory=list)
     full_depth: int = VOCAB
 
-    def encode(self, sources: Sequence[Sequence[int]], policy: DepthPolicy) -> list[list[int]]:
+    def encode(self, sources: Sequence[Sequence[int]], policy: DepthPolicy, *, alone: bool) -> list[list[int]]:
         assert policy is POLICY
         return [[source[0], 0] for source in sources]
 
@@ -151,9 +151,9 @@ def test_the_number_of_rows_changes_no_result(rows: int | None) -> None:
 
 def test_sentences_are_encoded_a_batch_at_a_time() -> None:
     class Counting(Script):
-        def encode(self, sources: Sequence[Sequence[int]], policy: DepthPolicy) -> list[list[int]]:
+        def encode(self, sources: Sequence[Sequence[int]], policy: DepthPolicy, *, alone: bool) -> list[list[int]]:
             sizes.append(len(sources))
-            return super().encode(sources, policy)
+            return super().encode(sources, policy, alone=alone)
 
     sizes: list[int] = []
     greedy(Counting(LINES), [[id_] for id_ in LINES], POLICY, [9] * 5, rows=2)

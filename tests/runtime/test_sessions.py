@@ -172,7 +172,7 @@ def test_provider_that_does_not_start_is_an_error(tmp_path: Path, monkeypatch: p
     """The library itself would go on with the CPU."""
     session = onnxruntime.InferenceSession
 
-    def fall_back(path: str, options: object, providers: list[str]) -> object:
+    def fall_back(path: str, options: object, providers: list[str], **_: object) -> object:
         assert providers == [CUDA_PROVIDER]
         return session(path, options, providers=[CPU_PROVIDER])
 
@@ -188,7 +188,7 @@ def test_auto_goes_on_with_the_cpu_where_cuda_does_not_start(
     """The GPU wheel on a machine without a GPU: `auto` may choose, `cuda` may not."""
     session = onnxruntime.InferenceSession
 
-    def fall_back(path: str, options: object, providers: list[str]) -> object:
+    def fall_back(path: str, options: object, providers: list[str], **_: object) -> object:
         return session(path, options, providers=[CPU_PROVIDER])
 
     pretend_providers(monkeypatch, CUDA_PROVIDER, CPU_PROVIDER)
@@ -200,15 +200,39 @@ def test_auto_goes_on_with_the_cpu_where_cuda_does_not_start(
         Translator(tiny_bundle, device="cuda")
 
 
+@pytest.mark.parametrize("device", ["auto", "cuda"])
+def test_a_provider_that_fails_is_no_broken_bundle(
+    tiny_bundle: Path, device: str, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> None:
+    """Onnxruntime's own fallback would print to stdout, among translations."""
+    start = onnxruntime.InferenceSession._create_inference_session
+
+    def fail(self: object, providers: list[str], *arguments: object) -> None:
+        if CUDA_PROVIDER in providers:
+            raise RuntimeError("CUDA failure 35")
+        start(self, providers, *arguments)
+
+    pretend_providers(monkeypatch, CUDA_PROVIDER, CPU_PROVIDER)
+    pretend_wheels(monkeypatch, "onnxruntime-gpu")
+    monkeypatch.setattr(onnxruntime.InferenceSession, "_create_inference_session", fail)
+    monkeypatch.setattr(onnxruntime, "preload_dlls", lambda: None)
+    if device == "auto":
+        assert CPU_PROVIDER in Translator(tiny_bundle, device="auto").signature()
+    else:
+        with pytest.raises(DeviceError, match=r"cannot be loaded for CUDAExecutionProvider: CUDA failure 35: check"):
+            Translator(tiny_bundle, device="cuda")
+    assert capfd.readouterr().out == ""
+
+
 def test_sessions_ask_for_the_shared_arena(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Registered once for the process, however many sessions there are."""
     session = onnxruntime.InferenceSession
     asked: list[str] = []
     registered: list[object] = []
 
-    def record(path: str, options: Any, providers: list[str]) -> object:
+    def record(path: str, options: Any, providers: list[str], **settings: Any) -> object:
         asked.append(options.get_session_config_entry("session.use_env_allocators"))
-        return session(path, options, providers=providers)
+        return session(path, options, providers=providers, **settings)
 
     monkeypatch.setattr(onnxruntime, "InferenceSession", record)
     monkeypatch.setattr(onnxruntime, "create_and_register_allocator", lambda *arguments: registered.append(arguments))

@@ -1,6 +1,7 @@
 """The front door: text in, translations out, whatever the batch."""
 
 import itertools
+import shutil
 import threading
 import warnings
 from collections.abc import Iterator
@@ -10,7 +11,10 @@ import pytest
 
 from edgeseq_runtime import Translation, Translator, TruncationWarning
 from edgeseq_runtime import translator as translator_module
-from edgeseq_runtime.errors import DeviceError, InputError, PolicyError
+from edgeseq_runtime.beam import BeamOptions
+from edgeseq_runtime.bundle import load_bundle
+from edgeseq_runtime.engine import Engine
+from edgeseq_runtime.errors import BundleError, DeviceError, InputError, PolicyError
 from edgeseq_runtime.state import DecoderState
 from edgeseq_runtime.tokenizer import UNK_ID
 from tiny_bundle import POLICIES, tiny_sentences, write_tiny_bundle
@@ -66,8 +70,8 @@ def test_control_visible_padding_breaks_equality(tiny_bundle: Path, monkeypatch:
     translator = Translator(tiny_bundle, device="cpu")
     encode = translator._engine.encode
 
-    def careless(*arguments: object) -> DecoderState:
-        state = encode(*arguments)  # type: ignore[arg-type]
+    def careless(*arguments: object, **settings: object) -> DecoderState:
+        state = encode(*arguments, **settings)  # type: ignore[arg-type]
         state.source_bias[:] = 0
         return state
 
@@ -143,7 +147,7 @@ def test_overlong_input_is_truncated_with_a_warning(translator: Translator, monk
         f"the input starting 'the dog the dog the dog the dog the dog ' has {number} pieces; only "
         "the first 8 are translated: split it into sentences"
     )
-    assert result.source_pieces == 9
+    assert (result.source_pieces, result.pieces_left_out) == (9, number - 8)
     with warnings.catch_warnings():
         warnings.simplefilter("error")
         translator.translate("the dog the dog")
@@ -186,6 +190,77 @@ def test_settings_out_of_range_are_refused(translator: Translator) -> None:
         translator.translate_iter([], max_length=0)
     with pytest.raises(InputError, match="max_length is -1, expected at least 1"):
         translator.stream("the dog", max_length=-1)
+
+
+def test_settings_that_contradict_each_other_are_refused(translator: Translator) -> None:
+    with pytest.raises(InputError, match=r"min_length is 5, expected at most max_length, 4$"):
+        translator.translate("the dog", beam=BeamOptions(min_length=5), max_length=4)
+    assert translator.translate("the dog", beam=BeamOptions(min_length=4), max_length=4).tokens
+
+
+def test_a_beam_that_is_no_number_is_refused(translator: Translator) -> None:
+    with pytest.raises(InputError, match="^beam is '4', expected a number of hypotheses or BeamOptions$"):
+        translator.translate("the dog", beam="4")  # type: ignore[call-overload]
+
+
+@pytest.mark.parametrize("count", [0, 5, 2 * 16 * 3, 2 * 16 * 3 + 1])
+def test_lines_before_an_error_are_translated(translator: Translator, count: int) -> None:
+    """Of the reader, of a line, and of a prefix that is missing; 16 batches are read at a time."""
+
+    def failing() -> Iterator[str]:
+        yield from ["the dog"] * count
+        raise OSError("the disk has gone")
+
+    expected = [translator.translate("the dog")] * count
+    found: list[Translation] = []
+    with pytest.raises(OSError, match="the disk has gone"):
+        found.extend(translator.translate_iter(failing(), batch_size=2))
+    assert found == expected
+    found.clear()
+    with pytest.raises(InputError, match="expected text as str, got NoneType"):
+        found.extend(translator.translate_iter([*["the dog"] * count, None], batch_size=2))  # type: ignore[list-item]
+    assert found == expected
+    found.clear()
+    with pytest.raises(InputError, match=f"line {count + 1} has no prefix"):
+        found.extend(translator.translate_iter(["the dog"] * (count + 1), batch_size=2, prefixes=[""] * count))
+    assert found == expected
+
+
+def test_blank_lines_share_nothing(translator: Translator) -> None:
+    first, second = translator.translate(["", " "])
+    first.tokens.append("changed")
+    assert second == BLANK
+
+
+@pytest.mark.parametrize("call", ["translate", "translate_iter", "stream"])
+def test_a_warning_names_the_line_that_called(
+    translator: Translator, call: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(translator_module, "MAX_SOURCE_PIECES", 3)
+    with pytest.warns(TruncationWarning) as caught:
+        list(getattr(translator, call)(["the dog runs home"] if call != "stream" else "the dog runs home"))
+    assert [warning.filename for warning in caught] == [__file__]
+
+
+def test_what_decodes_a_sentence_alone_is_made_ready_where_one_is(tiny_bundle: Path) -> None:
+    translator = Translator(tiny_bundle, depth="full", device="cpu")
+    graphs = translator.engine._graphs
+    translator.translate(["the dog runs", "the dog", "a cat"], batch_size=2)  # the last batch has one sentence
+    translator.translate("the dog", beam=4)
+    assert ("step", None) not in graphs._ready
+    translator.translate("the dog")
+    assert ("step", None) in graphs._ready
+
+
+def test_a_bundle_exchanged_while_it_is_opened_is_refused(tiny_bundle: Path, tmp_path: Path) -> None:
+    """Its graphs were hashed before, and are read only now."""
+    folder = tmp_path / "b"
+    shutil.copytree(tiny_bundle, folder)
+    opened = load_bundle(folder)
+    (folder / "head.onnx").write_bytes((folder / "head.onnx").read_bytes())
+    with pytest.raises(BundleError, match="has changed since it was opened: open it again"):
+        Engine(opened.path, opened.manifest.model, "cpu", files=opened.files)
+    Engine(opened.path, opened.manifest.model, "cpu")
 
 
 @pytest.mark.parametrize("text", [b"the dog", None, ("the dog",)])

@@ -3,6 +3,7 @@
 import itertools
 import multiprocessing
 import os
+import shutil
 import signal
 from collections.abc import Iterator
 from pathlib import Path
@@ -155,3 +156,20 @@ def test_a_closed_pool_leaves_no_process(tiny_bundle: Path) -> None:
         ours = set(pool.process_ids)
         assert ours <= {child.pid for child in multiprocessing.active_children()}
     assert not ours & {child.pid for child in multiprocessing.active_children()}
+
+
+def test_a_closed_pool_says_so(tiny_bundle: Path) -> None:
+    pool = TranslatorPool(tiny_bundle, processes=1, device="cpu")
+    pool.close()
+    with pytest.raises(InputError, match="^this pool is closed: make another one$"):
+        pool.translate_iter(["the dog"])
+
+
+def test_a_bundle_exchanged_before_a_process_opens_it_is_refused(tiny_bundle: Path, tmp_path: Path) -> None:
+    folder = tmp_path / "b"
+    shutil.copytree(tiny_bundle, folder)
+    with TranslatorPool(folder, processes=1, device="cpu") as pool:
+        manifest = (folder / "manifest.json").read_bytes()
+        (folder / "manifest.json").write_bytes(manifest + b"\n")
+        with pytest.raises(BundleError, match="has changed since it was opened: open it again"):
+            list(pool.translate_iter(["the dog"]))
