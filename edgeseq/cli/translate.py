@@ -165,9 +165,7 @@ def command(
         cut = 0
         for number, result in enumerate(results, start=1):
             cut += _warn_if_cut(f"{lines.name}, line {number}", result)
-            for line in (
-                [view.line(result.tokens, result.depths, result.prefix)] if view else _lines(number, result, n_best)
-            ):
+            for line in _lines(number, result, n_best, view):
                 output.write(line)
             if trace:
                 trace.write(_trace_line(number, result))
@@ -175,8 +173,10 @@ def command(
     _report_repairs([*repairs, (lines.name, "cut short", cut)])
 
 
-def _lines(number: int, result: "Translation", n_best: int) -> list[str]:
-    """The lines that are written for an input line: its translation, or each of the n best."""
+def _lines(number: int, result: "Translation", n_best: int, view: DepthView | None) -> list[str]:
+    """The lines that are written for an input line: its translation, with depths or without, or each of the n best."""
+    if view:
+        return [view.line(result.tokens, result.depths, result.prefix)]
     if n_best == 1:
         return [result.text]
     return [

@@ -199,7 +199,7 @@ def test_settings_that_contradict_each_other_are_refused(translator: Translator)
 
 
 def test_a_beam_that_is_no_number_is_refused(translator: Translator) -> None:
-    with pytest.raises(InputError, match="^beam is '4', expected a number of hypotheses or BeamOptions$"):
+    with pytest.raises(InputError, match=r"^beam is '4', expected a number of hypotheses or BeamOptions$"):
         translator.translate("the dog", beam="4")  # type: ignore[call-overload]
 
 

@@ -161,7 +161,7 @@ def test_a_closed_pool_leaves_no_process(tiny_bundle: Path) -> None:
 def test_a_closed_pool_says_so(tiny_bundle: Path) -> None:
     pool = TranslatorPool(tiny_bundle, processes=1, device="cpu")
     pool.close()
-    with pytest.raises(InputError, match="^this pool is closed: make another one$"):
+    with pytest.raises(InputError, match=r"^this pool is closed: make another one$"):
         pool.translate_iter(["the dog"])
 
 
