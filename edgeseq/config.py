@@ -6,11 +6,13 @@ Builders read it; modules never do. See `config_files` for where it comes from.
 from __future__ import annotations
 
 import re
-from typing import Any, Literal, Self
+from typing import Annotated, Any, Literal, Self
 
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
 from edgeseq_runtime.manifest import RESERVED_NAMES
+
+_Decay = Annotated[float, Field(ge=0, lt=1)]
 
 PrecisionName = Literal["auto", "float32", "bfloat16"]
 
@@ -160,7 +162,7 @@ class ScheduleConfig(_Table):
 class TrainingConfig(ScheduleConfig):
     """`[training]`: phase 1, the training of all exits (Elbayad et al., section 2.2)."""
 
-    seed: int = 1
+    seed: int = Field(1, ge=0)
     """Of weights, dropout and data order."""
     batch_tokens: int = Field(4096, ge=1)
     """Positions per batch on its longer side, at most; almost none of them are padding."""
@@ -188,8 +190,8 @@ class TrainingConfig(ScheduleConfig):
     """Greatest norm of the gradient."""
     weight_decay: float = Field(0.0, ge=0)
     """Decoupled, on matrices only."""
-    adam_betas: tuple[float, float] = (0.9, 0.98)
-    """Decay of the moments."""
+    adam_betas: tuple[_Decay, _Decay] = (0.9, 0.98)
+    """Decay of the two moments per step, from 0 to below 1."""
     precision: PrecisionName = "auto"
     """Of matrix products, by autocast; weights and sums stay float32. auto takes bfloat16 where it is the faster."""
     device: Literal["auto", "cpu", "cuda"] = "auto"
@@ -269,6 +271,10 @@ class PredictorConfig(_Table):
                 f"name = {self.name!r} cannot name a predictor; use a small letter, then small letters, digits, '-' "
                 f"and '_', and none of {', '.join(sorted(RESERVED_NAMES))}"
             )
+        if self.units == "shared" and self.kind != "halting":
+            raise ValueError(f"units = 'shared' is for kind = 'halting', not {self.kind!r}; leave it out")
+        if self.sigma and self.kind == "sequence":
+            raise ValueError("sigma smooths over tokens, and kind = 'sequence' chooses one depth for all; leave it out")
         if self.target == "gain" and self.kind not in ("halting", "certainty"):
             raise ValueError(f"target = 'gain' is for units of each block; {self.kind} chooses one depth: set 'depth'")
         return self
@@ -308,8 +314,13 @@ class RunConfig(_Table):
     @model_validator(mode="after")
     def _check_exits(self) -> Self:
         training = self.training
-        if training.exits == "mixed" and (training.gradient_scaling or training.self_distillation):
-            raise ValueError("training.gradient_scaling and self_distillation need all exits of a token; not 'mixed'")
+        if training.exits == "mixed" and (
+            training.gradient_scaling or training.self_distillation or training.exit_weights != "uniform"
+        ):
+            raise ValueError(
+                "training.gradient_scaling, self_distillation and exit_weights are of all exits of a token, and with "
+                "exits = 'mixed' it has one; leave them out"
+            )
         if training.exits == "last" and (
             training.gradient_scaling
             or training.self_distillation

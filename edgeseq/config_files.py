@@ -23,7 +23,7 @@ def load_config(path: Path, overrides: dict[str, Any] | None = None) -> RunConfi
 
     Args:
         path: the file. Paths inside it are taken relative to its folder.
-        overrides: dotted key → value, e.g. {"model.dim": 128}.
+        overrides: dotted key → value, e.g. {"model.dim": 128}. Paths are taken relative to the working directory.
 
     Returns:
         The configuration, its paths absolute.
@@ -43,8 +43,9 @@ def load_config(path: Path, overrides: dict[str, Any] | None = None) -> RunConfi
             for key in keys:
                 if isinstance(paths.get(key), str):
                     paths[key] = str((path.parent / paths[key]).resolve())
+    names = {f"{section}.{key}" for section, keys in _PATHS.items() for key in keys}
     for key, value in (overrides or {}).items():
-        _set_dotted(table, key, value)
+        _set_dotted(table, key, str(Path(value).resolve()) if key in names and isinstance(value, str) else value)
     return _validate(table, str(path))
 
 

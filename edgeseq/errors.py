@@ -20,5 +20,9 @@ class CheckpointError(EdgeseqError):
     """A run folder or checkpoint is missing, incomplete, or does not fit the model."""
 
 
+class DivergenceError(EdgeseqError):
+    """A loss is not finite any more."""
+
+
 class CalibrationError(EdgeseqError):
     """A calibration cannot be made: too little text, or levels or losses out of range."""

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 
 import click
 
-from edgeseq.cli.options import device_option, threads_option
+from edgeseq.cli.options import device_option, refuse_given, threads_option
 
 if TYPE_CHECKING:
     from edgeseq.bench.timing import Shape, Timing
@@ -20,13 +20,20 @@ if TYPE_CHECKING:
     from edgeseq_runtime.records import ComputeTypeName
 
 _COUNT = click.IntRange(min=1)
+_SIZES = ("dim", "ffn", "vocab", "blocks", "encoder_blocks", "compute_type")
 _AVERAGE = re.compile(r"[0-9]+\.[0-9]+")
 
 
 @click.command(name="bench")
 @click.argument("bundle", required=False, type=click.Path(path_type=Path))
 @click.option("--random", "is_random", is_flag=True, help="Measure a model with random weights instead of a bundle.")
-@click.option("--dim", type=click.IntRange(min=2), default=256, show_default=True, help="Its width.")
+@click.option(
+    "--dim",
+    type=click.IntRange(min=2),
+    default=256,
+    show_default=True,
+    help="Its width: even, and from 128 on a multiple of 64.",
+)
 @click.option("--ffn", type=_COUNT, default=1024, show_default=True, help="Inner width of its feed-forward layers.")
 @click.option("--vocab", type=click.IntRange(min=8), default=8000, show_default=True, help="Pieces of its vocabulary.")
 @click.option("--blocks", type=_COUNT, default=6, show_default=True, help="Its decoder blocks.")
@@ -92,6 +99,7 @@ def command(
 
     shape = Shape(batch_size, source_length, target_length)
     if bundle is not None:
+        refuse_given(_SIZES, "is a size of a random model, and a bundle has its own; leave it out, or BUNDLE")
         from edgeseq_runtime.bundle import load_bundle
         from edgeseq_runtime.translator import chosen_shortlist
 

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import json
 import os
+from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import click
 
-from edgeseq.cli.options import device_option
-from edgeseq.cli.streams import log_to_stderr
+from edgeseq.cli.options import device_option, refuse_given
+from edgeseq.cli.streams import log_to_stderr, warn
 
 if TYPE_CHECKING:
     from edgeseq.evaluation.guarantees import Loss
@@ -18,9 +19,19 @@ if TYPE_CHECKING:
     from edgeseq_runtime.calibration import Calibration, MeasuredPolicy
 
 _FILE = click.Path(path_type=Path)
+_FEW_SENTENCES = 200
 _COUNT = click.IntRange(min=1)
-_BLEU_LOSS = click.FloatRange(min=0)
 _LEVEL = click.FloatRange(min=0, max=1, min_open=True, max_open=True)
+
+
+def _most_loss(point: str, default: float) -> Callable[[Callable[..., None]], Callable[..., None]]:
+    return click.option(
+        f"--{point}-loss",
+        type=click.FloatRange(min=0),
+        default=default,
+        show_default=True,
+        help=f"Most BLEU that `{point}` may lose.",
+    )
 
 
 @click.command(name="calibrate")
@@ -38,11 +49,9 @@ _LEVEL = click.FloatRange(min=0, max=1, min_open=True, max_open=True)
     show_default=True,
     help="What to save: measured milliseconds per sentence, decoder FLOPs, or blocks per token.",
 )
-@click.option("--best-loss", type=_BLEU_LOSS, default=0.1, show_default=True, help="Most BLEU that `best` may lose.")
-@click.option(
-    "--balanced-loss", type=_BLEU_LOSS, default=0.5, show_default=True, help="Most BLEU that `balanced` may lose."
-)
-@click.option("--fast-loss", type=_BLEU_LOSS, default=1.5, show_default=True, help="Most BLEU that `fast` may lose.")
+@_most_loss("best", 0.1)  # less than two trainings of a model differ by
+@_most_loss("balanced", 0.5)  # what papers begin to call a difference
+@_most_loss("fast", 1.5)  # what a reader may notice, for where speed matters more
 @click.option("--guarantee", is_flag=True, help="Also find `guaranteed`; half of the text then only tests.")
 @click.option(
     "--loss",
@@ -100,6 +109,8 @@ def command(
     from edgeseq_runtime.atomic import write_file
     from edgeseq_runtime.calibration import CALIBRATION_FILE
 
+    if not guarantee:
+        refuse_given(("loss", "delta", "epsilon"), "belongs to --guarantee; give that too, or leave it out")
     log_to_stderr()
     sources, references = map(list, zip(*read_parallel(src, ref), strict=True))
     translator = Translator(model, device=device)
@@ -117,6 +128,11 @@ def command(
     )
     terms = GuaranteeTerms(loss, delta, epsilon) if guarantee else None
     result = calibrate(translator, Text(sources, references), settings, terms)
+    if len(sources) < _FEW_SENTENCES:
+        warn(
+            f"{len(sources)} sentences say little: what policies lose on so few is mostly chance; give some hundreds, "
+            f"like those to come (what was measured on fewer than {_FEW_SENTENCES} is stored all the same)"
+        )
     write_file(path, result.calibration.to_bytes())
     for line in _table(result.calibration):
         click.echo(line, err=True)

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 
 import click
 
+from edgeseq.cli.options import refuse_given
 from edgeseq.cli.streams import log_to_stderr
 
 if TYPE_CHECKING:
@@ -65,6 +66,10 @@ def command(
 
     if (valid_src is None) != (valid_ref is None):
         raise click.UsageError("--valid-src and --valid-ref go together; give both or none")
+    if not shortlist:
+        refuse_given(("shortlist_best",), "belongs to --shortlist; give that too, or leave it out")
+    if compute_type == "float32":
+        refuse_given(("keep_float32",), "belongs to a --compute-type of fewer bits; in float32 all graphs stay so")
     log_to_stderr()
     validation = None
     if valid_src is not None and valid_ref is not None:

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
+
 import click
+from click.core import ParameterSource
 
 threads_option = click.option(
     "--threads",
@@ -41,3 +44,15 @@ length_penalty_option = click.option(
     metavar="A",
     help="Hypotheses are ranked by log-probability / length ** A.",
 )
+
+
+def refuse_given(names: Iterable[str], reason: str) -> None:
+    """Refuse options of the command that is running, by their Python names, where the user has given them.
+
+    Raises:
+        UsageError: One was given, though it has no say.
+    """
+    context = click.get_current_context()
+    for parameter in context.command.params:
+        if parameter.name in names and context.get_parameter_source(parameter.name) is ParameterSource.COMMANDLINE:
+            raise click.UsageError(f"{parameter.opts[0]} {reason}")

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -79,12 +79,6 @@ def collate(corpus: ParallelCorpus, indices: Sequence[int] | NDArray[np.int64]) 
         tokens=torch.from_numpy(tokens),
         labels=torch.from_numpy(labels),
     )
-
-
-def iterate(corpus: ParallelCorpus, plan: Sequence[NDArray[np.int64]]) -> Iterator[Batch]:
-    """Yields the batches of a plan."""
-    for indices in plan:
-        yield collate(corpus, indices)
 
 
 def _pad(rows: Sequence[NDArray[np.uint16]]) -> NDArray[np.int64]:

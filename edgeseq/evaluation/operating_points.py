@@ -17,13 +17,6 @@ from edgeseq_runtime.calibration import CalibratedPoint, MeasuredPolicy
 from edgeseq_runtime.manifest import THRESHOLD_KINDS
 from edgeseq_runtime.policy import CONFIDENCE
 
-MAX_BLEU_LOSS: Mapping[str, float] = {"best": 0.1, "balanced": 0.5, "fast": 1.5}
-"""Of each operating point, against full depth on the same text.
-
-0.1 BLEU is less than two trainings of a model differ by; 0.5 is what papers begin to call a difference; 1.5 is what a
-reader may notice, for where speed matters more.
-"""
-
 FULL = "full"
 
 Price = Literal["ms", "flops", "blocks"]

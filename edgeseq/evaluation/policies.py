@@ -8,6 +8,7 @@ from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+from edgeseq.errors import DataError
 from edgeseq.evaluation.beam_flops import beam_flops
 from edgeseq.evaluation.error_rates import ErrorRates, score_error_rates
 from edgeseq.evaluation.scores import CorpusScores, LineTest, Sample, compare_with_line, score_corpus
@@ -98,6 +99,7 @@ def evaluate_policies(
 
     Raises:
         PolicyError: the bundle lacks a policy; nothing is translated then.
+        DataError: all sources are blank.
     """
     runs = _run_policies(translator, sources, depths, batch_size, beam)
     samples = [
@@ -153,6 +155,8 @@ def _run_policies(
 ) -> list[tuple[PolicyRun, list[Translation]]]:
     """Translates a test set once per policy, after all policies are known to exist."""
     policies = [translator.bundle.policy(depth) for depth in depths]
+    if not any(source.strip() for source in sources):
+        raise DataError(f"all {len(sources)} lines to translate are blank; give text to measure on")
     runs = []
     for number, (depth, policy) in enumerate(zip(depths, policies, strict=True), start=1):
         started = time.perf_counter()

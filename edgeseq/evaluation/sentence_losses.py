@@ -8,6 +8,8 @@ import numpy as np
 from numpy.typing import NDArray
 from sacrebleu.metrics.chrf import CHRF
 
+from edgeseq.evaluation.error_rates import edit_distance
+
 Floats = NDArray[np.float64]
 
 
@@ -44,7 +46,7 @@ def disagreements(outputs: Sequence[Sequence[str]], full_depth: Sequence[Sequenc
     """
     return np.array(
         [
-            0.0 if output == full else _edit_distance(output, full) / max(len(output), len(full))
+            0.0 if output == full else edit_distance(output, full) / max(len(output), len(full))
             for output, full in zip(outputs, full_depth, strict=True)
         ]
     )
@@ -52,14 +54,3 @@ def disagreements(outputs: Sequence[Sequence[str]], full_depth: Sequence[Sequenc
 
 def _chrf(metric: CHRF, output: str, reference: str) -> float:
     return float(metric.sentence_score(output, [reference]).score)
-
-
-def _edit_distance(one: Sequence[str], other: Sequence[str]) -> int:
-    previous = list(range(len(other) + 1))
-    for row, piece in enumerate(one, start=1):
-        current = [row]
-        for column, wanted in enumerate(other, start=1):
-            replaced = previous[column - 1] + (piece != wanted)
-            current.append(min(replaced, previous[column] + 1, current[-1] + 1))
-        previous = current
-    return previous[-1]

@@ -138,10 +138,30 @@ def regular_checkpoints(folder: Path, phase: str) -> list[Path]:
     return [path for path in list_checkpoints(folder, phase) if not path.name.endswith(_INTERRUPTED)]
 
 
+def has_checkpoint(folder: Path) -> bool:
+    """Whether there is one of any phase; the folder alone says nothing, it is made before the first."""
+    return any(folder.glob("[!.]*"))
+
+
+def read_progress(path: Path) -> Progress:
+    """Reads where a checkpoint's phase stood.
+
+    Raises:
+        CheckpointError: the checkpoint cannot be read.
+    """
+    try:
+        return Progress(**json.loads((path / "progress.json").read_text(encoding="utf-8")))
+    except (OSError, ValueError, TypeError) as error:
+        raise CheckpointError(f"cannot read {path / 'progress.json'}: {error}; remove this checkpoint") from error
+
+
 def remove_unfinished(folder: Path) -> None:
     """Removes what a killed process had begun to write."""
     for path in folder.glob(".*.tmp"):
-        shutil.rmtree(path)
+        if path.is_dir():
+            shutil.rmtree(path)
+        else:
+            path.unlink()
 
 
 def load_checkpoint(path: Path, model: nn.Module, optimizer: torch.optim.Optimizer) -> Progress:
@@ -150,10 +170,7 @@ def load_checkpoint(path: Path, model: nn.Module, optimizer: torch.optim.Optimiz
     Raises:
         CheckpointError: the checkpoint cannot be read or does not fit.
     """
-    try:
-        progress = Progress(**json.loads((path / "progress.json").read_text(encoding="utf-8")))
-    except (OSError, ValueError, TypeError) as error:
-        raise CheckpointError(f"cannot read {path / 'progress.json'}: {error}; remove this checkpoint") from error
+    progress = read_progress(path)
     load_model(model, path / "model.safetensors")
     moments = _read_tensors(path / "optimizer.safetensors")
     parameters = dict(model.named_parameters())

@@ -16,6 +16,7 @@ from edgeseq.models import Seq2Seq
 from edgeseq.modules.predictors import mean_memory
 from edgeseq.training.checkpoints import model_tensors
 from edgeseq.training.objectives import trunk_parameters
+from edgeseq.training.precision import autocast
 from edgeseq.training.predictor_loss import ExitObservations, observe_exits
 from edgeseq_runtime.atomic import publish_directory
 from edgeseq_runtime.tokenizer import PAD_ID
@@ -54,7 +55,7 @@ def build_exit_cache(
     tokens: int,
     batch_tokens: int,
     seed: int,
-    autocast: torch.autocast,
+    precision: torch.dtype,
 ) -> ExitCache:
     """Runs the trunk, without dropout, over random training batches; or opens the result of an earlier call.
 
@@ -65,16 +66,17 @@ def build_exit_cache(
         tokens: target tokens to keep; the last batch may go over it.
         batch_tokens: positions per side and batch.
         seed: of the choice of batches.
-        autocast: precision of the matrix products.
+        precision: of matrix products, float32 or bfloat16.
 
     Raises:
         OSError: the cache cannot be written.
     """
-    fingerprint = _fingerprint(model, corpus, (tokens, batch_tokens, seed))
+    fingerprint = _fingerprint(model, corpus, (tokens, batch_tokens, seed, precision))
     stamp = folder / _FINGERPRINT_FILE
     if stamp.is_file() and stamp.read_text() == fingerprint:
         return ExitCache(folder)
-    with publish_directory(folder) as temporary, _without_dropout(model), autocast, torch.no_grad():
+    products = autocast(precision, next(model.parameters()).device)
+    with publish_directory(folder) as temporary, _without_dropout(model), products, torch.no_grad():
         for number, batch in enumerate(_batches(model, corpus, tokens, batch_tokens, seed)):
             memory = model.encoder(batch.source, batch.padding_mask)
             exit_states = model.decoder(batch.tokens, memory, batch.padding_mask)
@@ -116,7 +118,7 @@ def _batches(model: Seq2Seq, corpus: ParallelCorpus, tokens: int, batch_tokens: 
         yield batch.to(device)
 
 
-def _fingerprint(model: Seq2Seq, corpus: ParallelCorpus, settings: tuple[int, ...]) -> str:
+def _fingerprint(model: Seq2Seq, corpus: ParallelCorpus, settings: tuple[object, ...]) -> str:
     trunk = set(trunk_parameters(model))
     names = [name for name, parameter in model.named_parameters() if parameter in trunk]
     tensors = model_tensors(model)

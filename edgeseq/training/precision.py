@@ -40,6 +40,11 @@ def pick_precision(name: PrecisionName, device: torch.device) -> torch.dtype:
     return torch.bfloat16 if supported else torch.float32
 
 
+def autocast(precision: torch.dtype, device: torch.device) -> torch.autocast:
+    """Opens the precision in which matrix products are computed."""
+    return torch.autocast(device.type, dtype=torch.bfloat16, enabled=precision == torch.bfloat16)
+
+
 def _seconds(dtype: torch.dtype) -> float:
     """The least time of a few products of square matrices, after one that does not count."""
     matrix = torch.ones(_SIZE, _SIZE, dtype=dtype)

@@ -10,6 +10,9 @@ from typing import Self
 from torch.utils.tensorboard import SummaryWriter
 
 from edgeseq.progress import ProgressLine
+from edgeseq_runtime.atomic import write_file
+
+_COLUMNS = ("phase", "step", "name", "value")
 
 
 class Reporter:
@@ -19,18 +22,17 @@ class Reporter:
         """Opens the outputs.
 
         Args:
-            run: the run's folder; gets metrics.csv (phase, step, name, value) and tensorboard/.
+            run: the run's folder; gets metrics.csv (phase, step, name, value) and tensorboard/, both without what a
+                crashed process wrote of later steps.
             phase: name of the phase.
             total_steps: its length.
             step: where it starts, after resuming.
         """
         self._phase = phase
         path = run / "metrics.csv"
-        fresh = not path.exists()
+        write_file(path, _rows_before(path, phase, step))
         self._file = path.open("a", newline="", encoding="utf-8")
         self._csv = csv.writer(self._file)
-        if fresh:
-            self._csv.writerow(("phase", "step", "name", "value"))
         self._tensorboard = SummaryWriter(str(run / "tensorboard"), purge_step=step)
         self._progress = ProgressLine(phase, total_steps, step)
 
@@ -59,3 +61,14 @@ class Reporter:
             self._csv.writerow((self._phase, step, name, f"{value:.6g}"))
             self._tensorboard.add_scalar(f"{self._phase}/{name}", value, step)
         self._file.flush()
+
+
+def _rows_before(path: Path, phase: str, step: int) -> bytes:
+    """The file without what a phase wrote after the step from which it goes on: those steps come again."""
+    if not path.exists():
+        return ",".join(_COLUMNS).encode() + b"\r\n"
+    lines = path.read_bytes().splitlines(keepends=True)
+    whole = (line.split(b",") for line in lines if line.endswith(b"\n"))
+    return b"".join(
+        b",".join(row) for row in whole if row[0] != phase.encode() or not row[1].isdigit() or int(row[1]) <= step
+    )

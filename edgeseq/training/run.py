@@ -18,7 +18,17 @@ from edgeseq.data.vocabulary import train_tokenizer
 from edgeseq.errors import CheckpointError, ConfigError
 from edgeseq.models import Seq2Seq, build_model
 from edgeseq.models.builder import build_predictor
-from edgeseq.training.checkpoints import CHECKPOINTS_FOLDER, load_model, model_tensors, save_model, take_weights
+from edgeseq.training.checkpoints import (
+    CHECKPOINTS_FOLDER,
+    has_checkpoint,
+    list_checkpoints,
+    load_model,
+    model_tensors,
+    read_progress,
+    remove_unfinished,
+    save_model,
+    take_weights,
+)
 from edgeseq.training.exit_cache import build_exit_cache
 from edgeseq.training.frozen_predictors import fit_predictors
 from edgeseq.training.losses import exit_weights
@@ -32,6 +42,21 @@ CONFIG_FILE = "config.json"
 TOKENIZER_FILE = "tokenizer.model"
 MODEL_FILE = "model.safetensors"
 EXIT_CACHE_FOLDER = "exit_states"
+
+_SCHEDULE = ("epochs", "learning_rate", "schedule", "warmup_steps")
+_OBJECTIVE = (
+    "accumulation",
+    "exits",
+    "paths",
+    "exit_weights",
+    "gradient_scaling",
+    "self_distillation",
+    "label_smoothing",
+    "clip_norm",
+    "weight_decay",
+    "adam_betas",
+    "patience",
+)
 
 _LOGGER = logging.getLogger(__name__)
 
@@ -53,13 +78,13 @@ def train(config: RunConfig, run: Path, resume: bool) -> None:
     device = _pick_device(config.training.device)
     if config.training.threads:
         torch.set_num_threads(config.training.threads)
-    tokenizer = _prepare_tokenizer(config, run, resume=resume)
+    tokenizer = _prepare_tokenizer(config, run)
     train_corpus = _prepare_corpus(config, tokenizer, run, "train")
     valid_corpus = _prepare_corpus(config, tokenizer, run, "valid")
     torch.manual_seed(config.training.seed)
     model = build_model(config.model, tokenizer.vocab_size, config.joint_predictors).to(device)
     parameters = sum(parameter.numel() for parameter in model.parameters())
-    if config.training.start_from is not None and not (run / CHECKPOINTS_FOLDER).exists():
+    if config.training.start_from is not None and not has_checkpoint(run / CHECKPOINTS_FOLDER):
         _check_start(Path(config.training.start_from), config.model.dim, tokenizer)
         _start_from(Path(config.training.start_from), model)
     trainer = Trainer(run, model, tokenizer, train_corpus, valid_corpus, config.training, device)
@@ -68,7 +93,7 @@ def train(config: RunConfig, run: Path, resume: bool) -> None:
     for phase in _phases(config):
         trainer.run_phase(phase, resume)
     if config.frozen_predictors:
-        _train_frozen_predictors(config, run, model, train_corpus, trainer.autocast())
+        _train_frozen_predictors(config, run, model, train_corpus, trainer.precision)
     save_model(model, run / MODEL_FILE)
     _LOGGER.info("%s is ready for `edgeseq export`", run)
 
@@ -88,14 +113,24 @@ def load_run(run: Path) -> tuple[RunConfig, Tokenizer, Seq2Seq]:
 
 def _open_run(config: RunConfig, run: Path, resume: bool) -> None:
     stored = run / CONFIG_FILE
-    if (run / CHECKPOINTS_FOLDER).exists():
+    for folder in (run, run / "data", run / CHECKPOINTS_FOLDER):
+        remove_unfinished(folder)
+    if has_checkpoint(run / CHECKPOINTS_FOLDER):
         if not resume:
             raise ConfigError(f"{run} holds a run already; give --resume to continue it, or another --out")
-        changed = _changes(load_resolved_config(stored), config)
+        old = load_resolved_config(stored)
+        changed = _changes(old, config)
         if changed:
             raise CheckpointError(
                 f"{stored} has other values of {', '.join(changed)} than the configuration, and the run cannot go on "
                 "with them; continue with the old ones, or start a new run with another --out"
+            )
+        late = _late_changes(old, config, run / CHECKPOINTS_FOLDER)
+        if late:
+            raise CheckpointError(
+                f"{stored} has other values of {', '.join(late)} than the configuration, and what they are for is "
+                f"done; continue with the old ones, or start a new run from this one's weights with another --out and "
+                f"training.start_from = '{run}'"
             )
         _check_text(config, run)
     run.mkdir(parents=True, exist_ok=True)
@@ -127,6 +162,24 @@ def _changes(old: RunConfig, new: RunConfig) -> list[str]:
     return [name for name, (before, after) in pairs.items() if before != after]
 
 
+def _late_changes(old: RunConfig, new: RunConfig, checkpoints: Path) -> list[str]:
+    """Names what differs and would change nothing any more, since the phases that it is for are finished."""
+    exits_done, joint_done = (_is_finished(checkpoints, phase) for phase in ("exits", "joint"))
+    late = [("training", key) for key in _SCHEDULE if exits_done]
+    late += [("training", key) for key in _OBJECTIVE if exits_done and (joint_done or old.joint is None)]
+    late += [("joint", key) for key in (*_SCHEDULE, "alpha") if joint_done]
+    return [
+        f"{table}.{key}"
+        for table, key in late
+        if getattr(getattr(old, table), key) != getattr(getattr(new, table), key, None)
+    ]
+
+
+def _is_finished(checkpoints: Path, phase: str) -> bool:
+    existing = list_checkpoints(checkpoints, phase)
+    return bool(existing) and read_progress(existing[-1]).finished
+
+
 def _pick_device(name: str) -> torch.device:
     available = torch.cuda.is_available()
     if name == "cuda" and not available:
@@ -134,11 +187,11 @@ def _pick_device(name: str) -> torch.device:
     return torch.device("cuda" if available and name != "cpu" else "cpu")
 
 
-def _prepare_tokenizer(config: RunConfig, run: Path, *, resume: bool) -> Tokenizer:
+def _prepare_tokenizer(config: RunConfig, run: Path) -> Tokenizer:
     path = run / TOKENIZER_FILE
     if config.data.tokenizer is not None:
         write_file(path, Tokenizer(config.data.tokenizer).model_bytes)
-    elif not (resume and path.exists()):
+    elif not has_checkpoint(run / CHECKPOINTS_FOLDER):  # else the text and the number of pieces are as they were
         write_file(path, _first_tokenizer(config))
     return Tokenizer(path)
 
@@ -213,7 +266,7 @@ def _predictor_loss(config: RunConfig, predictor: PredictorConfig) -> PredictorL
 
 
 def _train_frozen_predictors(
-    config: RunConfig, run: Path, model: Seq2Seq, corpus: ParallelCorpus, autocast: torch.autocast
+    config: RunConfig, run: Path, model: Seq2Seq, corpus: ParallelCorpus, precision: torch.dtype
 ) -> None:
     """Trains the predictors that were not trained with the trunk, and puts them into the model."""
     _LOGGER.info("computing exit states of %s target tokens", f"{config.frozen.tokens:,}")
@@ -224,7 +277,7 @@ def _train_frozen_predictors(
         tokens=config.frozen.tokens,
         batch_tokens=config.training.batch_tokens,
         seed=config.training.seed,
-        autocast=autocast,
+        precision=precision,
     )
     predictors = {
         predictor.name: (build_predictor(config.model, predictor), _predictor_loss(config, predictor))

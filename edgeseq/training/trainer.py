@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import signal
 import time
 from collections.abc import Iterator
@@ -16,6 +17,7 @@ from torch import Tensor, nn
 from edgeseq.config import ScheduleConfig, TrainingConfig
 from edgeseq.data.batching import Batch, collate, plan_epoch
 from edgeseq.data.corpus import ParallelCorpus
+from edgeseq.errors import DivergenceError
 from edgeseq.models import Seq2Seq
 from edgeseq.training.checkpoints import (
     CHECKPOINTS_FOLDER,
@@ -28,7 +30,7 @@ from edgeseq.training.checkpoints import (
     save_checkpoint,
 )
 from edgeseq.training.objectives import Objective
-from edgeseq.training.precision import pick_precision
+from edgeseq.training.precision import autocast, pick_precision
 from edgeseq.training.reporting import Reporter
 from edgeseq.training.schedules import rate_factor
 from edgeseq.training.validation import bleu_per_depth, loss_per_depth
@@ -94,6 +96,7 @@ class Trainer:
 
         Raises:
             KeyboardInterrupt: Ctrl-C or SIGTERM came; a checkpoint was written first.
+            DivergenceError: the loss is not finite; nothing is written then.
         """
         optimizer = self._build_optimizer(phase)
         progress = Progress(phase.name)
@@ -126,7 +129,7 @@ class Trainer:
                     )
                 for _ in range(self.config.accumulation):
                     batch = next(batches)
-                    with self.autocast():
+                    with autocast(self.precision, self.device):
                         loss, logged = phase.objective.loss(self.model, batch)
                     (loss / self.config.accumulation).backward()
                     progress.tokens += batch.labels.numel()
@@ -145,6 +148,7 @@ class Trainer:
                         "tokens_per_second": tokens / seconds,
                     }
                     metrics["learning_rate"] = optimizer.param_groups[0]["lr"]
+                    self._check_finite(progress, metrics["loss"])
                     reporter.record(progress.step, metrics)
                     reporter.advance(progress.step, f"loss {metrics['loss']:.3f}  {tokens / seconds:,.0f} tok/s")
                 ended = progress.step >= total_steps
@@ -155,6 +159,7 @@ class Trainer:
                     window = (time.monotonic(), progress.tokens)
                 if interruption.requested:
                     if not progress.finished:  # else it is saved already, and the next phase must not begin
+                        self._check_finite(progress, float(norm))
                         self._save(optimizer, progress, interrupted=True)
                     reporter.say(f"stopped at step {progress.step}; a checkpoint is written, --resume continues")
                     raise KeyboardInterrupt
@@ -173,7 +178,7 @@ class Trainer:
         self.model.eval()
         blocks = len(self.model.decoder.blocks)
         depths = self.config.valid_depths or sorted({1, (blocks + 1) // 2, blocks})
-        with self.autocast():
+        with autocast(self.precision, self.device):
             losses = loss_per_depth(self.model, self.valid_corpus, self.device)
             scores = bleu_per_depth(self.model, self.valid_corpus, self.tokenizer, depths, self.config.valid_sentences)
         metrics = {f"valid_nll_{depth}": loss for depth, loss in enumerate(losses, start=1)}
@@ -185,19 +190,26 @@ class Trainer:
             + "  BLEU "
             + ", ".join(f"{score:.1f} at {depth}" for depth, score in scores.items())
         )
+        self._check_finite(progress, sum(losses))
         if losses[-1] < progress.best_loss:
             progress.best_loss, progress.stale = losses[-1], 0
         else:
             progress.stale += 1
 
+    def _check_finite(self, progress: Progress, measure: float) -> None:
+        """Refuses to go on with weights that are lost, or to store them in the place of good ones."""
+        if math.isfinite(measure):
+            return
+        existing = list_checkpoints(self.checkpoints, progress.phase)
+        way_back = f"the newest good checkpoint is {existing[-1]}" if existing else "there is no checkpoint yet"
+        raise DivergenceError(
+            f"training has diverged: by step {progress.step} of {progress.phase} the loss is not a number any more; "
+            f"{way_back}. Train again with a lower learning_rate or more warmup_steps, or with precision = 'float32'"
+        )
+
     def _save(self, optimizer: torch.optim.Optimizer, progress: Progress, *, interrupted: bool = False) -> None:
         keep = self.config.keep_checkpoints
         save_checkpoint(self.checkpoints, self.model, optimizer, progress, keep, interrupted=interrupted)
-
-    def autocast(self) -> torch.autocast:
-        """Opens the precision in which matrix products are computed."""
-        enabled = self.precision == torch.bfloat16
-        return torch.autocast(self.device.type, dtype=torch.bfloat16, enabled=enabled)
 
     def _build_optimizer(self, phase: Phase) -> torch.optim.Optimizer:
         parameters = list(phase.objective.parameters(self.model))

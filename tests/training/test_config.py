@@ -221,10 +221,15 @@ def test_types_are_not_guessed(tmp_path: Path, value: object) -> None:
         ),
         ({"predictors": [{"sigma": -1.0}]}, "predictors.0.sigma: Input should be greater than or equal to 0"),
         ({"predictors": [{"depth_penalti": 1.0}]}, "predictors.0.depth_penalti: unknown key; known here: name, kind, "),
-        ({"training.exits": "mixed", "training.gradient_scaling": 0.5}, "need all exits of a token; not 'mixed'"),
+        ({"training.exits": "mixed", "training.gradient_scaling": 0.5}, "with exits = 'mixed' it has one; leave them"),
+        ({"training.exits": "mixed", "training.exit_weights": "n"}, "and exit_weights are of all exits of a token"),
+        ({"training.seed": -1}, "training.seed: Input should be greater than or equal to 0"),
+        ({"training.adam_betas": [0.9, 1.5]}, "training.adam_betas.1: Input should be less than 1"),
+        ({"predictors": [{"kind": "multinomial", "units": "shared"}]}, "units = 'shared' is for kind = 'halting', not"),
+        ({"predictors": [{"kind": "sequence", "sigma": 1.0}]}, "sigma smooths over tokens, and kind = 'sequence'"),
         (
             {"training.exits": "mixed", "training.self_distillation": 0.5},
-            "training.gradient_scaling and self_distillation need all exits of a token; not 'mixed'",
+            "training.gradient_scaling, self_distillation and exit_weights are of all exits of a token",
         ),
         *(
             (

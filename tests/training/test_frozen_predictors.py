@@ -54,9 +54,8 @@ def build(
     seed: int = SEED,
     precision: torch.dtype = torch.float32,
 ) -> ExitCache:
-    autocast = torch.autocast("cpu", dtype=torch.bfloat16, enabled=precision == torch.bfloat16)
     return build_exit_cache(
-        model, corpus, folder, tokens=tokens, batch_tokens=batch_tokens, seed=seed, autocast=autocast
+        model, corpus, folder, tokens=tokens, batch_tokens=batch_tokens, seed=seed, precision=precision
     )
 
 
@@ -118,6 +117,9 @@ def test_states_under_autocast_are_near_the_exact_ones(
         build(model, corpus, tmp_path / str(precision), precision=precision)[0]
         for precision in (torch.float32, torch.bfloat16)
     )
+    # In the folder of the other precision, it is made anew.
+    again = build(model, corpus, tmp_path / str(torch.float32), precision=torch.bfloat16)[0]
+    assert torch.equal(again.likelihood, low.likelihood)
     assert torch.equal(low.labels, exact.labels)
     assert low.mean_memory.dtype == low.likelihood.dtype == torch.float32
     assert torch.allclose(low.likelihood, exact.likelihood, atol=0.3)

@@ -23,6 +23,25 @@ def test_metrics_go_to_one_csv_file_with_one_header(tmp_path: Path) -> None:
     assert len(list((tmp_path / "tensorboard").iterdir())) == 2
 
 
+def test_steps_that_come_again_are_listed_once(tmp_path: Path) -> None:
+    """After a crash a run goes on from its newest checkpoint, and the last line may be a part of one."""
+    with Reporter(tmp_path, "exits", 10, 0) as reporter:
+        for step in (2, 4, 6):
+            reporter.record(step, {"loss": step})
+    with (tmp_path / "metrics.csv").open("a") as file:
+        file.write("exits,8,lo")
+    with Reporter(tmp_path, "exits", 10, 4) as reporter:
+        reporter.record(6, {"loss": 0.5})
+    with Reporter(tmp_path, "joint", 10, 0) as reporter:
+        reporter.record(2, {"loss": 1.0})
+    assert (tmp_path / "metrics.csv").read_text().splitlines()[1:] == [
+        "exits,2,loss,2",
+        "exits,4,loss,4",
+        "exits,6,loss,0.5",
+        "joint,2,loss,1",
+    ]
+
+
 def test_metrics_are_readable_while_the_run_goes_on(tmp_path: Path) -> None:
     with Reporter(tmp_path, "aligned", 10, 0) as reporter:
         reporter.record(2, {"loss": 1.25})

@@ -12,10 +12,11 @@ import pytest
 import torch
 
 import edgeseq.training.run
+import edgeseq.training.trainer
 from edgeseq.config import RunConfig
 from edgeseq.config_files import load_resolved_config
 from edgeseq.data.vocabulary import train_tokenizer
-from edgeseq.errors import CheckpointError, ConfigError, DataError, EdgeseqError
+from edgeseq.errors import CheckpointError, ConfigError, DataError, DivergenceError, EdgeseqError
 from edgeseq.training.checkpoints import model_tensors
 from edgeseq.training.exit_cache import ExitCache
 from edgeseq.training.objectives import AlignedExits, JointObjective, MixedExits
@@ -371,6 +372,84 @@ def test_resuming_with_what_a_run_cannot_go_on_with_is_refused(finished: Path, c
         "with them; continue with the old ones, or start a new run with another --out"
     )
     assert (finished / "config.json").read_bytes() == before
+
+
+@pytest.mark.parametrize(
+    ("changes", "named"),
+    [
+        ({"training__epochs": 50, "joint__alpha": 3.0}, "training.epochs, joint.alpha"),
+        ({"training__label_smoothing": 0.3, "training__exits": "all"}, "training.exits, training.label_smoothing"),
+    ],
+    ids=str,
+)
+def test_what_would_change_nothing_any_more_is_refused(finished: Path, changes: dict[str, Any], named: str) -> None:
+    before = (finished / "config.json").read_bytes()
+    config = make_config(finished.parent, **changes)
+    message = refusal(CheckpointError, lambda: train(config, finished, resume=True))
+    assert f"has other values of {named} than the configuration, and what they are for is done" in message
+    assert message.endswith(f"with another --out and training.start_from = '{finished}'")
+    assert (finished / "config.json").read_bytes() == before
+
+
+def test_a_phase_that_goes_on_may_get_another_objective(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Control: of what is not done, anything may change that fits the weights."""
+    with monkeypatch.context() as patch:
+        interrupt_at(patch, *MOMENTS["joint"], 3)
+        with pytest.raises(KeyboardInterrupt):
+            train(make_config(tmp_path), tmp_path / "run", resume=False)
+    train(make_config(tmp_path, training__label_smoothing=0.3, joint__alpha=2.0), tmp_path / "run", resume=True)
+    assert load_run(tmp_path / "run")[0].training.label_smoothing == 0.3
+
+
+def test_a_disk_that_was_full_at_the_first_checkpoint_loses_no_start(
+    tmp_path: Path, finished: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The folder of checkpoints is there then, and empty."""
+
+    def fail(*_: object, **__: object) -> None:
+        (tmp_path / "run" / "checkpoints").mkdir()
+        raise OSError("no space left on device")
+
+    config = make_config(tmp_path, training__start_from=str(finished), **NO_PREDICTORS)
+    with monkeypatch.context() as patch:
+        patch.setattr(edgeseq.training.trainer, "save_checkpoint", fail)
+        with pytest.raises(OSError, match="no space left"):
+            train(config, tmp_path / "run", resume=False)
+    train(config, tmp_path / "run", resume=True)
+    train(config, tmp_path / "whole", resume=False)
+    assert (tmp_path / "run" / "model.safetensors").read_bytes() == (
+        tmp_path / "whole" / "model.safetensors"
+    ).read_bytes()
+
+
+def test_before_a_checkpoint_the_tokenizer_may_change(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def stop(*_: object) -> None:
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        patch.setattr(edgeseq.training.trainer.Trainer, "run_phase", stop)
+        with pytest.raises(KeyboardInterrupt):
+            train(make_config(tmp_path), tmp_path / "run", resume=False)
+    train(make_config(tmp_path, data__vocab_size=VOCAB_SIZE - 3, **NO_PREDICTORS), tmp_path / "run", resume=True)
+    assert load_run(tmp_path / "run")[1].vocab_size == VOCAB_SIZE - 3
+
+
+def test_what_a_killed_process_left_is_removed(tmp_path: Path) -> None:
+    run = tmp_path / "run"
+    (run / "data" / ".train.0a1b.tmp").mkdir(parents=True)
+    (run / ".exit_states.0a1b.tmp").mkdir()
+    (run / ".config.json.0a1b.tmp").write_bytes(b"{")
+    train(make_config(tmp_path, **NO_PREDICTORS), run, resume=False)
+    assert list(run.rglob(".*.tmp")) == []
+
+
+def test_a_loss_that_is_no_number_ends_training(tmp_path: Path) -> None:
+    config = make_config(tmp_path, **NO_PREDICTORS, training__learning_rate=1e30, training__warmup_steps=0)
+    message = refusal(DivergenceError, lambda: train(config, tmp_path / "run", resume=False))
+    assert message.startswith("training has diverged: by step ")
+    assert "there is no checkpoint yet. Train again with a lower learning_rate" in message
+    assert not (tmp_path / "run" / "model.safetensors").exists()
+    assert list((tmp_path / "run").glob("checkpoints/*")) == []
 
 
 def test_a_run_does_not_go_on_with_other_text(tmp_path: Path, finished: Path) -> None:
