@@ -7,6 +7,7 @@ import logging
 from collections.abc import Collection
 from contextlib import ExitStack
 from dataclasses import dataclass
+from operator import attrgetter
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
@@ -22,12 +23,12 @@ from edgeseq.models import Seq2Seq
 from edgeseq.training.run import load_run
 from edgeseq_export.activation_ranges import ActivationRange, measure_ranges
 from edgeseq_export.compute_types import choose_arithmetic
-from edgeseq_export.decoding_parity import MAX_TIE_SHARE, TIE_MARGIN, add_counts, compare_decoding
+from edgeseq_export.decoding_parity import MAX_TIE_SHARE, MAX_TIES, TIE_MARGIN, add_counts, compare_decoding
 from edgeseq_export.errors import ExportError
 from edgeseq_export.facts import model_facts, predictor_entry
 from edgeseq_export.graphs import split_model
 from edgeseq_export.onnx_graphs import write_graph
-from edgeseq_export.operating_point import Measured, measure_policies
+from edgeseq_export.operating_point import Measured, measure_policies, middling_policy
 from edgeseq_export.parity import compare_graph, failed_rows, format_rows
 from edgeseq_export.quantisation import (
     MAX_DEPTH_CHANGES,
@@ -41,7 +42,7 @@ from edgeseq_export.shortlists import SHORTLIST_FILE, ShortlistTables, make_tabl
 from edgeseq_export.weights_file import WEIGHTS_FILE, gather_weights
 from edgeseq_runtime import Translator, __version__
 from edgeseq_runtime.atomic import publish_directory, write_file
-from edgeseq_runtime.bundle import describe_file, describe_graph, load_bundle
+from edgeseq_runtime.bundle import Bundle, describe_file, describe_graph, load_bundle
 from edgeseq_runtime.engine import Engine
 from edgeseq_runtime.known_answers import answer, asked_graphs, tensor_names
 from edgeseq_runtime.manifest import MANIFEST_FILE, Manifest, ModelFacts, Provenance, TokenizerFacts
@@ -264,19 +265,28 @@ def _pass_gate(folder: Path, float32_folder: Path, pairs: list[tuple[str, str]])
         [[*source, EOS_ID] for source, _ in ids if source], [reference for source, reference in ids if source]
     )
     folders = (float32_folder, folder)
-    policy = bundle.policy("adaptive" if bundle.operating_points else "full")
+    policy = bundle.policy(_gate_policy(bundle))
     report = measure_quantisation(bundle, folders, policy, text)
     _LOGGER.info("%s", report.describe())
     found = problems(report)
     if found:
-        blamed_at = policy if report.depth_changes > MAX_DEPTH_CHANGES else bundle.policy("full")
+        by_depth = report.depth_changes > MAX_DEPTH_CHANGES
+        blamed_at = policy if by_depth else bundle.policy("full")
+        harm = attrgetter("depth_changes" if by_depth else "token_changes")
         raise ExportError(
             f"{report.compute_type} changes too much: {'; '.join(found)}. No bundle is written. Each graph alone in "
             f"{report.compute_type}, the most harmful first:\n"
-            f"{format_blame(blame_graphs(folders, model, blamed_at, text.sources[:_BLAME_SENTENCES]))}\n"
+            f"{format_blame(blame_graphs(folders, model, blamed_at, text.sources[:_BLAME_SENTENCES], harm))}\n"
             "Keep those in float32 (--keep-float32 NAME), or choose another compute type."
         )
     return report
+
+
+def _gate_policy(bundle: Bundle) -> str:
+    """The policy whose depths are compared: the one to be used, or else one at which tokens stop early at all."""
+    if bundle.operating_points:
+        return "adaptive"
+    return middling_policy(bundle.manifest.predictors[0]) if bundle.manifest.predictors else "full"
 
 
 def _write_predictors(model: Seq2Seq, folder: Path) -> dict[str, Predictor]:
@@ -326,10 +336,11 @@ def _compare_decodes(
         f"{decoding.disagreements} differ, {decoding.ties} ties"
     )
     _LOGGER.info("%s", summary)
-    if decoding.disagreements or decoding.ties > MAX_TIE_SHARE * decoding.decisions:
+    allowed = max(MAX_TIES, MAX_TIE_SHARE * decoding.tokens)
+    if decoding.disagreements or decoding.ties > allowed:
         raise ExportError(
-            f"the graphs do not decode as torch does: {summary} (expected 0, and ties below {MAX_TIE_SHARE:.1%}); "
-            "no bundle is written"
+            f"the graphs do not decode as torch does: {summary} (expected 0, and at most {allowed:.0f} ties, "
+            f"{MAX_TIE_SHARE:.1%} of the tokens or {MAX_TIES}); no bundle is written"
         )
     return ParityReport(tie_margin=TIE_MARGIN, rows=rows, decoding=decoding)
 

@@ -18,7 +18,14 @@ from torch import Tensor
 
 from edgeseq import modules
 from edgeseq.models import Seq2Seq
-from edgeseq.models.reference import StopRule, pad_sources, reference_decode, stop_by_choice, stop_by_halting
+from edgeseq.models.reference import (
+    StopRule,
+    pad_sources,
+    reference_decode,
+    stop_by_certainty,
+    stop_by_choice,
+    stop_by_halting,
+)
 from edgeseq.modules.predictors import certainty_of, mean_memory
 from edgeseq_runtime.engine import Engine
 from edgeseq_runtime.policy import largest_probability
@@ -32,6 +39,10 @@ TIE_MARGIN = 1e-4
 """Decisions on which torch's own margin is smaller are ties: either side is right."""
 
 MAX_TIE_SHARE = 0.001
+"""Of the tokens."""
+
+MAX_TIES = 3
+"""Of short texts, where one would be more than that share."""
 
 _BATCH = 16
 _THRESHOLD = 0.5
@@ -118,8 +129,11 @@ def compare_decoding(
         StopRule(blocks, lambda states, _: torch.randint(1, blocks + 1, (len(states[0]),), generator=generator)),
     ]
     for name in list(model.predictors)[:1]:
+        thresholds = [_THRESHOLD] * (blocks - 1)
         if isinstance(model.predictor(name), modules.HaltingUnits):
-            rules.append(stop_by_halting(model, name, [_THRESHOLD] * (blocks - 1)))
+            rules.append(stop_by_halting(model, name, thresholds))
+        elif isinstance(model.predictor(name), modules.CertaintyUnits):
+            rules.append(stop_by_certainty(model, name, thresholds))
         else:
             rules.append(stop_by_choice(model, name))
     count = _Count()

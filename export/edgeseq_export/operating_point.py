@@ -7,15 +7,16 @@ from dataclasses import dataclass
 
 from edgeseq.evaluation.policies import PolicyResult, evaluate_policies
 from edgeseq_runtime import Translator
-from edgeseq_runtime.manifest import OperatingPoint
+from edgeseq_runtime.manifest import THRESHOLD_KINDS, OperatingPoint, PredictorEntry
 from edgeseq_runtime.policy_names import DEFAULT_POINT
 from edgeseq_runtime.reports import DepthQuality
 
-MAX_BLEU_LOSS = 0.4
-"""Against full depth on the validation set: the default point is the cheapest that loses no more."""
+MAX_LOSS = 0.4
+"""BLEU, against full depth on the validation set: the default point is the cheapest that loses no more."""
 
 _THRESHOLDS = (0.3, 0.5, 0.6, 0.7, 0.75, 0.8, 0.85, 0.9, 0.92, 0.93, 0.94, 0.96, 0.98)
 _FEW_BLOCKS_THRESHOLDS = _THRESHOLDS[6:]
+_MIDDLING_THRESHOLD = 0.9
 _QUANTILES = (0.3, 0.5, 0.7, 0.8, 0.9)
 _BATCH_SIZE = 32
 
@@ -44,7 +45,7 @@ def measure_policies(translator: Translator, sources: Sequence[str], references:
     model = translator.manifest.model
     depths = [str(depth) for depth in range(1, model.decoder_blocks + 1)]
     for entry in translator.manifest.predictors[:1]:
-        if entry.kind == "halting":
+        if entry.kind in THRESHOLD_KINDS:
             depths += [f"{entry.name}:{threshold:g}" for threshold in _THRESHOLDS]
             depths += [
                 f"{entry.name}:{threshold:g}@{blocks}"
@@ -56,9 +57,14 @@ def measure_policies(translator: Translator, sources: Sequence[str], references:
     results = evaluate_policies(translator, sources, references, depths, _BATCH_SIZE)
     full = results[model.decoder_blocks - 1]
     adaptive = results[model.decoder_blocks :]
-    good = [result for result in adaptive if result.scores.bleu >= full.scores.bleu - MAX_BLEU_LOSS]
+    good = [result for result in adaptive if result.scores.bleu >= full.scores.bleu - MAX_LOSS]
     points = [_point(min(good, key=lambda result: result.flops_per_token), full)] if good else []
     return Measured(results, [_quality(result) for result in results], points)
+
+
+def middling_policy(entry: PredictorEntry) -> str:
+    """A policy of a predictor that stops some tokens early, whatever that costs."""
+    return f"{entry.name}:{_MIDDLING_THRESHOLD:g}" if entry.kind in THRESHOLD_KINDS else entry.name
 
 
 def _few_blocks(blocks: int) -> list[str]:

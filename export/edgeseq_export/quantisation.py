@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import shutil
 import tempfile
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -26,7 +26,8 @@ from edgeseq_runtime.search import Hypothesis, greedy, output_limit
 from edgeseq_runtime.signatures import expected_signatures
 from edgeseq_runtime.tokenizer import BOS_ID, PAD_ID, Tokenizer
 
-MAX_BLEU_LOSS = 0.3
+MAX_LOSS = 0.3
+"""BLEU at full depth."""
 MAX_DEPTH_CHANGES = 0.02
 MIN_TOKEN_AGREEMENT = 0.97
 
@@ -45,6 +46,11 @@ class Choices:
     def token_agreement(self) -> float:
         """Share of tokens that are the best ones in both."""
         return self.same_tokens / self.tokens
+
+    @property
+    def token_changes(self) -> float:
+        """Share of tokens of which another one is the best."""
+        return 1 - self.token_agreement
 
     @property
     def depth_changes(self) -> float:
@@ -99,8 +105,8 @@ def measure_quantisation(
 def problems(report: QuantisationReport) -> list[str]:
     """Lists what is over a limit."""
     found = []
-    if report.float32_bleu - report.bleu > MAX_BLEU_LOSS:
-        found.append(f"BLEU falls from {report.float32_bleu:.2f} to {report.bleu:.2f} (limit: by {MAX_BLEU_LOSS})")
+    if report.float32_bleu - report.bleu > MAX_LOSS:
+        found.append(f"BLEU falls from {report.float32_bleu:.2f} to {report.bleu:.2f} (limit: by {MAX_LOSS})")
     if report.depth_changes > MAX_DEPTH_CHANGES:
         found.append(f"{report.depth_changes:.2%} of tokens stop elsewhere (limit: {MAX_DEPTH_CHANGES:.0%})")
     if report.token_agreement < MIN_TOKEN_AGREEMENT:
@@ -109,7 +115,11 @@ def problems(report: QuantisationReport) -> list[str]:
 
 
 def blame_graphs(
-    folders: tuple[Path, Path], model: ModelFacts, policy: DepthPolicy, sources: Sequence[Sequence[int]]
+    folders: tuple[Path, Path],
+    model: ModelFacts,
+    policy: DepthPolicy,
+    sources: Sequence[Sequence[int]],
+    harm: Callable[[Choices], float],
 ) -> list[tuple[str, Choices]]:
     """Compares float32 with models of which one graph alone is of fewer bits.
 
@@ -118,9 +128,10 @@ def blame_graphs(
         model: facts of it.
         policy: says where tokens stop.
         sources: ids of sentences.
+        harm: says how bad choices are.
 
     Returns:
-        Graph → choices, the most harmful graph first.
+        Graph, as `--keep-float32` calls it → choices, the most harmful graph first.
     """
     float32_folder, quantised_folder = folders
     float32 = Engine(float32_folder, model, device="cpu")
@@ -136,8 +147,8 @@ def blame_graphs(
                 )
             shutil.copyfile(quantised_folder / WEIGHTS_FILE, mixed / WEIGHTS_FILE)
             choices = compare_choices(float32, Engine(mixed, model, device="cpu"), policy, sources)
-        found.append((signature.file, choices))
-    return sorted(found, key=lambda pair: pair[1].token_agreement)
+        found.append((signature.file.removesuffix(".onnx"), choices))
+    return sorted(found, key=lambda pair: harm(pair[1]), reverse=True)
 
 
 def format_blame(found: Sequence[tuple[str, Choices]]) -> str:

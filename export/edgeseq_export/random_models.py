@@ -12,6 +12,7 @@ from edgeseq.config import ModelConfig, PredictorConfig, StackConfig
 from edgeseq.models.builder import build_model
 from edgeseq_export.activation_ranges import measure_ranges
 from edgeseq_export.compute_types import choose_arithmetic
+from edgeseq_export.errors import ExportError
 from edgeseq_export.facts import model_facts
 from edgeseq_export.graphs import split_model
 from edgeseq_export.onnx_graphs import write_graph
@@ -76,9 +77,14 @@ def write_random_model(
         Facts of the model, its halting units and its shortlist.
 
     Raises:
-        ValidationError: of pydantic: sizes that no model has.
+        ExportError: no model has this width.
     """
     heads = max(1, sizes.dim // _HEAD_DIM)
+    if sizes.dim % 2 or sizes.dim % heads:
+        raise ExportError(
+            f"a width of {sizes.dim} is odd, or cannot be cut into {heads} heads: give an even one, and from "
+            f"{2 * _HEAD_DIM} on a multiple of {_HEAD_DIM}"
+        )
     encoder, decoder = (
         StackConfig(
             kernel_sizes=[_KERNEL_SIZES[min(block, len(_KERNEL_SIZES) - 1)] for block in range(blocks)],

@@ -1,0 +1,57 @@
+"""A run can be exported whatever the kind of its first predictor, which decodes are compared and measured with."""
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from edgeseq.config import PredictorConfig, RunConfig
+from edgeseq.config_files import save_config
+from edgeseq.data.vocabulary import train_tokenizer
+from edgeseq.models import build_model
+from edgeseq.training.checkpoints import save_model
+from edgeseq_export import ValidationText, bundle_writer, export_run
+from edgeseq_runtime import Translator
+from edgeseq_runtime.tokenizer import Tokenizer
+from small_corpora import SENTENCES, VOCAB_SIZE, write_lines
+
+STACK = {"convolution_heads": 2, "feed_forward_dim": 16}
+OTHERS = [PredictorConfig(name="other", kind="halting"), PredictorConfig(name="another", kind="sequence")]
+
+
+def write_run(folder: Path, first: PredictorConfig) -> Path:
+    """What training leaves, with weights at random."""
+    (folder / "tokenizer.model").write_bytes(train_tokenizer(iter(SENTENCES), VOCAB_SIZE))
+    table: dict[str, Any] = {
+        "data": dict.fromkeys(("src", "tgt", "valid_src", "valid_tgt"), "text"),
+        "model": {
+            "dim": 16,
+            "attention_heads": 2,
+            "encoder": {**STACK, "kernel_sizes": [3]},
+            "decoder": {**STACK, "kernel_sizes": [3, 2, 4]},
+        },
+        "predictors": [first, *OTHERS],
+    }
+    config = RunConfig.model_validate(table)
+    (folder / "config.json").write_bytes(save_config(config))
+    torch.manual_seed(1)
+    model = build_model(config.model, Tokenizer(folder / "tokenizer.model").vocab_size, config.predictors)
+    for parameter in model.predictors.parameters():  # zeros otherwise, which say the same of all tokens
+        torch.nn.init.normal_(parameter)
+    save_model(model, folder / "model.safetensors")
+    return folder
+
+
+@pytest.mark.parametrize("kind", ["halting", "certainty", "multinomial", "sequence"])
+def test_any_kind_may_be_the_first(tmp_path: Path, kind: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(bundle_writer, "MAX_TIES", 20)  # weights at random decide narrowly
+    run = write_run(tmp_path, PredictorConfig(name="first", kind=kind))  # type: ignore[arg-type]
+    text = write_lines(tmp_path / "valid.txt", SENTENCES[:8])
+    manifest = export_run(run, tmp_path / "b", ValidationText(text, text))
+    assert manifest.predictors[0].name == "first"
+    measured = [row.depth for row in manifest.quality]
+    expected = {"first:0.5", "first:0.9"} if kind in ("halting", "certainty") else {"first", "first:0.5"}
+    assert expected <= set(measured)
+    translator = Translator(tmp_path / "b", depth=measured[-1], device="cpu")
+    assert translator.translate(SENTENCES[0]).depths
