@@ -336,11 +336,11 @@ def _compare_decodes(
         f"{decoding.disagreements} differ, {decoding.ties} ties"
     )
     _LOGGER.info("%s", summary)
-    allowed = max(MAX_TIES, MAX_TIE_SHARE * decoding.tokens)
+    allowed = max(MAX_TIES, MAX_TIE_SHARE * decoding.decisions)
     if decoding.disagreements or decoding.ties > allowed:
         raise ExportError(
             f"the graphs do not decode as torch does: {summary} (expected 0, and at most {allowed:.0f} ties, "
-            f"{MAX_TIE_SHARE:.1%} of the tokens or {MAX_TIES}); no bundle is written"
+            f"{MAX_TIE_SHARE:.1%} of the decisions or {MAX_TIES}); no bundle is written"
         )
     return ParityReport(tie_margin=TIE_MARGIN, rows=rows, decoding=decoding)
 

@@ -39,7 +39,7 @@ TIE_MARGIN = 1e-4
 """Decisions on which torch's own margin is smaller are ties: either side is right."""
 
 MAX_TIE_SHARE = 0.001
-"""Of the tokens."""
+"""Of the decisions: a token brings one, and one more for each predictor after each block that it runs."""
 
 MAX_TIES = 3
 """Of short texts, where one would be more than that share."""

@@ -228,7 +228,8 @@ class Translator:
             scores: Whether to compute scores. A beam always does.
             beam: Hypotheses kept per sentence, or all settings of a beam search; 1 is greedy search.
             prefix: What the translation has to begin with, whole words best; of a list of texts one
-                for each. It is fed at full depth, and counts in no length, depth or score.
+                for each, of at most MAX_SOURCE_PIECES pieces. It is fed at full depth, and counts in no length, depth
+                or score. Blank text has none.
 
         Returns:
             One Translation for a str, a list in the same order for a list.
@@ -351,7 +352,13 @@ class Translator:
     def _read_line(self, pair: tuple[str, str]) -> _Line:
         line, prefix = pair
         source, left_out = self._read_source(line)
-        return _Line(source, self._bundle.tokenizer.encode(prefix), left_out)
+        forced = self._bundle.tokenizer.encode(prefix)
+        if len(forced) > MAX_SOURCE_PIECES:
+            raise InputError(
+                f"the prefix starting {prefix[:_SHOWN_CHARACTERS]!r} has {len(forced)} pieces, expected at most "
+                f"{MAX_SOURCE_PIECES}"
+            )
+        return _Line(source, forced, left_out)
 
     def _translate_window(
         self, sources: list[list[int]], prefixes: list[list[int]], options: _Options

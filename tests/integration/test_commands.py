@@ -152,6 +152,28 @@ def test_a_line_of_50000_characters_is_truncated_aloud(bundle: Path) -> None:
     assert outcome.stderr.count("\n") == 2
 
 
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        (["--shortlist-best", "20"], "--shortlist-best belongs to --shortlist; give that too, or leave it out"),
+        (["--keep-float32", "head"], "--keep-float32 belongs to a --compute-type of fewer bits"),
+        (["--valid-src", "text"], "--valid-src and --valid-ref go together; give both or none"),
+    ],
+)
+def test_export_refuses_options_that_would_say_nothing(tmp_path: Path, options: list[str], message: str) -> None:
+    outcome = run_edgeseq("export", tmp_path, "--out", tmp_path / "b", *options)
+    assert outcome.code == 2
+    assert message in outcome.stderr
+
+
+def test_evaluating_on_blank_text_is_refused(bundle: Path, tmp_path: Path) -> None:
+    blank = tmp_path / "blank.txt"
+    blank.write_text("\n \n")
+    outcome = run_edgeseq("evaluate", "--model", bundle, "--src", blank, "--ref", blank)
+    assert outcome.code == 1
+    assert outcome.stderr.endswith("all 2 lines to translate are blank; give text to measure on\n")
+
+
 def test_export_refuses_what_is_not_a_run(tmp_path: Path) -> None:
     outcome = run_edgeseq("export", tmp_path, "--out", tmp_path / "b")
     assert outcome.code == 1

@@ -226,6 +226,13 @@ def test_lines_before_an_error_are_translated(translator: Translator, count: int
     assert found == expected
 
 
+def test_a_prefix_of_any_length_is_not_fed(translator: Translator) -> None:
+    with pytest.raises(
+        InputError, match=r"^the prefix starting 'the dog the dog .*' has \d+ pieces, expected at most 1024$"
+    ):
+        translator.translate("the dog", prefix="the dog " * 1000)
+
+
 def test_blank_lines_share_nothing(translator: Translator) -> None:
     first, second = translator.translate(["", " "])
     first.tokens.append("changed")

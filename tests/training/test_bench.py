@@ -176,6 +176,9 @@ def test_a_bundle_is_timed_under_its_own_policies(tmp_path: Path) -> None:
         (lambda _: (*RANDOM, "--depth", "3.5"), "average 3.5: expected 1 to 3"),
         (lambda bundle: (bundle, "--depth", "deep"), "depth policy 'deep' is not known. This bundle has: full"),
         (lambda _: ("missing.bundle",), "missing.bundle"),
+        (lambda bundle: (bundle, "--dim", "64"), "--dim is a size of a random model, and a bundle has its own"),
+        (lambda _: ("--random", "--dim", "7"), "a width of 7 is odd, or cannot be cut into 1 heads"),
+        (lambda _: ("--random", "--dim", "200"), "200 is odd, or cannot be cut into 3 heads: give an even one, and"),
         (lambda bundle: (bundle, "--shortlist"), "tiny.bundle has none: export the model again with --shortlist"),
     ],
 )

@@ -247,6 +247,7 @@ def test_the_command_writes_points_that_other_commands_use(
     timed = [entry["policy"] for entry in document["measured"] if "ms_per_sentence" in entry]
     assert {"full", *points.values()} <= set(timed)
     table = outcome.stderr.splitlines()
+    assert "edgeseq: warning: 24 sentences say little: what policies lose on so few is mostly chance" in outcome.stderr
     for name, policy in {"full": "full", **{f"adaptive:{name}": policy for name, policy in points.items()}}.items():
         assert any(line.startswith(f"{name} ") and line.endswith(f" {policy}") for line in table), name
     inspected = "\n".join(run_edgeseq("inspect", copy).lines)
@@ -286,3 +287,10 @@ def test_options_out_of_range_are_refused(option: str, value: str) -> None:
     outcome = run_edgeseq("calibrate", "--model", "b", "--src", "s", "--ref", "r", option, value)
     assert outcome.code == 2
     assert f"Invalid value for '{option}'" in outcome.stderr
+
+
+@pytest.mark.parametrize(("option", "value"), [("--delta", "0.1"), ("--epsilon", "0.1"), ("--loss", "disagreement")])
+def test_levels_of_a_guarantee_that_is_not_asked_for_are_refused(option: str, value: str) -> None:
+    outcome = run_edgeseq("calibrate", "--model", "b", "--src", "s", "--ref", "r", option, value)
+    assert outcome.code == 2
+    assert f"{option} belongs to --guarantee; give that too, or leave it out" in outcome.stderr
