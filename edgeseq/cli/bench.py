@@ -24,7 +24,7 @@ _SIZES = ("dim", "ffn", "vocab", "blocks", "encoder_blocks", "compute_type")
 _AVERAGE = re.compile(r"[0-9]+\.[0-9]+")
 
 
-@click.command(name="bench")
+@click.command(name="bench", epilog="Example: edgeseq bench en-de.bundle --depth full --depth 1 --batch-size 32")
 @click.argument("bundle", required=False, type=click.Path(path_type=Path))
 @click.option("--random", "is_random", is_flag=True, help="Measure a model with random weights instead of a bundle.")
 @click.option(

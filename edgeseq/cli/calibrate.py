@@ -34,7 +34,7 @@ def _most_loss(point: str, default: float) -> Callable[[Callable[..., None]], Ca
     )
 
 
-@click.command(name="calibrate")
+@click.command(name="calibrate", epilog="Example: edgeseq calibrate --model en-de.bundle --src valid.en --ref valid.de")
 @click.option(
     "--model", required=True, metavar="BUNDLE", help="The bundle's folder; calibration.json is written there."
 )

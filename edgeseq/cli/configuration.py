@@ -14,7 +14,25 @@ if TYPE_CHECKING:
 
 FILE = click.Path(path_type=Path)
 
+
+def _list_settings(context: click.Context, _: click.Parameter, wanted: bool) -> None:
+    if wanted:
+        from edgeseq.cli.settings_list import list_settings
+
+        for line in list_settings():
+            click.echo(line)
+        context.exit()
+
+
 _OPTIONS = (
+    click.option(
+        "--list-settings",
+        is_flag=True,
+        is_eager=True,
+        expose_value=False,
+        callback=_list_settings,
+        help="Show every key of a configuration with its default and meaning, and exit.",
+    ),
     click.option("--set", "overrides", multiple=True, metavar="KEY=VALUE", help="Override, e.g. --set model.dim=128."),
     click.option("--src", type=FILE, help="Training text, source side (.gz and .xz are read directly)."),
     click.option("--tgt", type=FILE, help="Training text, target side."),

@@ -16,7 +16,9 @@ from edgeseq.cli.translators import open_translator
 _NAME_DIGITS = 12
 
 
-@click.command()
+@click.command(
+    epilog="Example: edgeseq distill student.toml --teacher runs/teacher --out runs/student --n-best 4 --select closest"
+)
 @click.argument("config", type=FILE)
 @click.option(
     "--teacher",

@@ -18,7 +18,10 @@ if TYPE_CHECKING:
 _FILE = click.Path(path_type=Path)
 
 
-@click.command(name="evaluate")
+@click.command(
+    name="evaluate",
+    epilog="Example: edgeseq evaluate --model en-de.bundle --src test.en --ref test.de --depth 1 --depth full",
+)
 @click.option("--model", required=True, metavar="BUNDLE", help="The bundle's folder.")
 @click.option(
     "--src", type=_FILE, required=True, help="Source text, one sentence a line (.gz and .xz are read directly)."

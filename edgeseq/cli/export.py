@@ -16,7 +16,7 @@ if TYPE_CHECKING:
 _FILE = click.Path(path_type=Path)
 
 
-@click.command()
+@click.command(epilog="Example: edgeseq export runs/first --out en-de.bundle --valid-src valid.en --valid-ref valid.de")
 @click.argument("run", type=_FILE)
 @click.option("--out", "bundle", type=_FILE, required=True, help="Folder of the bundle; an older bundle is replaced.")
 @click.option("--valid-src", type=_FILE, help="Validation text: measures each depth and the default operating point.")

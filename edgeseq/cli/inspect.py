@@ -14,7 +14,7 @@ if TYPE_CHECKING:
 _LABEL_WIDTH = 11
 
 
-@click.command(name="inspect")
+@click.command(name="inspect", epilog="Example: edgeseq inspect en-de.bundle")
 @click.argument("bundle", metavar="BUNDLE")
 @click.option("--json", "as_json", is_flag=True, help="Print one JSON document: the manifest too.")
 def command(bundle: str, as_json: bool) -> None:

@@ -22,7 +22,9 @@ _FILE = click.Path(path_type=Path)
 _COUNT = click.IntRange(min=1)
 
 
-@click.command(name="report")
+@click.command(
+    name="report", epilog="Example: edgeseq report en-de.bundle --src test.en --ref test.de --out report.html"
+)
 @click.argument("bundle", metavar="BUNDLE")
 @click.option(
     "--src", type=_FILE, required=True, help="Source text, one sentence a line (.gz and .xz are read directly)."

@@ -10,7 +10,7 @@ from edgeseq.cli.configuration import FILE, configuration_options, limit_kernel_
 from edgeseq.cli.streams import log_to_stderr
 
 
-@click.command()
+@click.command(epilog="Example: edgeseq train examples/demo/config.toml --out runs/first --set training.epochs=2")
 @click.argument("config", type=FILE)
 @click.option("--out", type=FILE, help="Folder of the run.  [default: runs/NAME of the configuration file]")
 @click.option("--resume", is_flag=True, help="Continue an interrupted run from its newest checkpoint.")

@@ -27,7 +27,10 @@ INPUT_REPAIRED = 2
 """Exit code when all lines were translated, but some were not valid UTF-8 or too long to be translated whole."""
 
 
-@click.command(name="translate")
+@click.command(
+    name="translate",
+    epilog="Example: edgeseq translate --model en-de.bundle --depth 2 --threads 2 -i text.en -o text.de",
+)
 @click.option("--model", required=True, metavar="BUNDLE", help="The bundle's folder.")
 @click.option(
     "-i",

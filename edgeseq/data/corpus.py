@@ -1,4 +1,4 @@
-"""Token ids of parallel text, memory-mapped, so that a corpus need not fit into memory."""
+"""Token ids of parallel text: made in memory, two bytes each, and memory-mapped from then on."""
 
 from __future__ import annotations
 

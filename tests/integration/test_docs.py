@@ -21,8 +21,9 @@ set -euo pipefail
 edgeseq() {{
     local few=""
     if [ "$1" = distill ]; then few="--src few.en --tgt few.de"; fi
-    if [ "$1" = export ]; then few="--valid-src fewer.en --valid-ref fewer.de"; fi
+    if [[ "$*" = export*--valid-src* ]]; then few="--valid-src fewer.en --valid-ref fewer.de"; fi
     if [ "$1" = calibrate ]; then few="--src few.en --ref few.de --proposals 2 --rounds 1"; fi
+    if [ "$1" = evaluate ] || [ "$1" = report ]; then few="--src fewer.en --ref fewer.de"; fi
     if [ "$1" = train ] || [ "$1" = distill ]; then
         command "{program}" "$@" $few --set training.epochs=0.2 --set frozen.tokens=2000 \\
             --set training.valid_sentences=10 --set model.dim=32 --set "model.decoder.kernel_sizes=[3,5]" \\

@@ -44,6 +44,7 @@ def test_every_command_has_a_file_of_its_own(name: str) -> None:
     command = importlib.import_module(f"edgeseq.cli.{name}").command
     assert isinstance(command, click.Command)
     assert command.help
+    assert (command.epilog or "").startswith(f"Example: edgeseq {name} ")
     undescribed = [
         parameter.name for parameter in command.params if isinstance(parameter, click.Option) and not parameter.help
     ]

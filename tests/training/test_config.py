@@ -1,11 +1,14 @@
 """Configuration: strict, all mistakes at once, stored and read back; and every example in the repository builds."""
 
+import re
+import tomllib
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
 
+from command_line import run_edgeseq
 from edgeseq.config import RunConfig
 from edgeseq.config_files import load_config, load_resolved_config, parse_override, save_config
 from edgeseq.errors import ConfigError
@@ -350,3 +353,31 @@ def test_every_example_loads_and_builds(path: Path) -> None:
     assert len(model.encoder.blocks) == len(config.model.encoder.reaches)
     assert len(model.decoder.blocks) == len(config.model.decoder.reaches)
     assert list(model.predictors) == [predictor.name for predictor in config.predictors]
+
+
+def test_all_settings_are_listed_as_they_can_be_set() -> None:
+    outcome = run_edgeseq("train", "--list-settings")
+    assert (outcome.code, outcome.stderr) == (0, "")
+    text = "\n".join(outcome.lines)
+    listed = dict(re.findall(r"^  (\S+) = (.*)\n      \S", text, re.MULTILINE))  # each with a meaning
+    assert len(listed) == len(re.findall(r"^  \S+ = ", text, re.MULTILINE))
+    for key, default in {
+        "data.src": "(to be given)",
+        "data.tokenizer": "(none)",
+        "training.epochs": "10.0",
+        "joint.epochs": "2.0",
+        "model.encoder.kernel_sizes": "[3, 7, 15, 31]",
+        "model.decoder.mixer": '"dynamic"',
+        "predictors.kind": '"halting"',
+    }.items():
+        assert listed[key] == default
+    assert "One of: inverse_sqrt, cosine." in text
+    assert run_edgeseq("distill", "--list-settings").lines == outcome.lines
+
+
+def test_listed_defaults_are_those_of_a_file_that_sets_none(tmp_path: Path) -> None:
+    lines = run_edgeseq("train", "--list-settings").lines
+    found = (line.strip().partition(" = ") for line in lines if re.match(r"  (model|training)\.", line))
+    defaults = {key: tomllib.loads(f"value = {value}")["value"] for key, _, value in found if value != "(none)"}
+    path = write(tmp_path, DATA)
+    assert load_config(path, defaults) == load_config(path)
