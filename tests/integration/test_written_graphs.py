@@ -184,7 +184,6 @@ def test_a_graph_that_reads_places_without_a_position_is_refused(name: str) -> N
         "gated",
         "lightweight, gated, post-norm",
         "untied",
-        "attention",
         "attention in windows and without, post-norm",
         "attention encoder, convolution decoder",
     ],
