@@ -1,5 +1,6 @@
 """Opening a bundle: what is wrong with it is found before onnxruntime sees it, and named."""
 
+import errno
 import hashlib
 import json
 import os
@@ -97,6 +98,21 @@ def test_huge_manifest_is_refused(bundle: Path) -> None:
 def test_missing_file_is_named(bundle: Path, name: str) -> None:
     (bundle / name).unlink()
     assert f"lacks {name}: No such file or directory; export or copy it again" in refusal(bundle)
+
+
+@pytest.mark.parametrize("name", ["manifest.json", "head.onnx"])
+def test_a_file_that_must_not_be_read_is_named(bundle: Path, name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Whose modes would not keep the administrator from reading it."""
+    opened = Path.open
+
+    def refuse(self: Path, *arguments: Any, **settings: Any) -> Any:
+        if self.name == name:
+            raise PermissionError(errno.EACCES, "Permission denied", str(self))
+        return opened(self, *arguments, **settings)
+
+    monkeypatch.setattr(Path, "open", refuse)
+    with pytest.raises(BundleError, match=rf"{name} cannot be read: Permission denied; let this user read all files"):
+        load_bundle(bundle)
 
 
 @pytest.mark.parametrize("name", ["head.onnx", "tokenizer.model", "predictors.safetensors"])
