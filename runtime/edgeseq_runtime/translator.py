@@ -10,7 +10,7 @@ import itertools
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TypeVar, overload
+from typing import overload
 
 from edgeseq_runtime._version import __version__
 from edgeseq_runtime.beam import GREEDY, BeamOptions, beam_search
@@ -18,6 +18,7 @@ from edgeseq_runtime.bundle import Bundle, load_bundle
 from edgeseq_runtime.engine import Engine
 from edgeseq_runtime.errors import InputError, TruncationWarning, warn_caller
 from edgeseq_runtime.known_answers import check_answers
+from edgeseq_runtime.lines import read_window, with_prefixes
 from edgeseq_runtime.manifest import Manifest
 from edgeseq_runtime.policy import DepthPolicy
 from edgeseq_runtime.policy_names import DEFAULT_POINT
@@ -26,8 +27,6 @@ from edgeseq_runtime.sessions import onnxruntime_version
 from edgeseq_runtime.shortlist import Shortlist
 from edgeseq_runtime.state import padded_length
 from edgeseq_runtime.tokenizer import EOS_ID
-
-_Item = TypeVar("_Item")
 
 MAX_SOURCE_PIECES = 1024
 """Longer inputs are truncated to this many pieces, with a TruncationWarning."""
@@ -465,32 +464,6 @@ def _beam_options(beam: int | BeamOptions) -> BeamOptions:
     if not isinstance(beam, int):
         raise InputError(f"beam is {beam!r}, expected a number of hypotheses or BeamOptions")
     return BeamOptions(size=beam)
-
-
-def read_window(items: Iterator[_Item], size: int) -> tuple[list[_Item], Exception | None]:
-    """Take up to ``size`` items; also those before an error, which is for when they have been dealt with."""
-    window: list[_Item] = []
-    try:
-        window.extend(itertools.islice(items, size))
-    except Exception as error:  # noqa: BLE001 (whatever the reader of the lines raises)
-        return window, error
-    return window, None
-
-
-def with_prefixes(lines: Iterable[str], prefixes: Iterable[str] | None) -> Iterator[tuple[str, str]]:
-    """Pair lines with their prefixes, empty ones where there are none.
-
-    Raises:
-        InputError: There are more of one than of the other; when that is reached.
-    """
-    if prefixes is None:
-        yield from ((line, "") for line in lines)
-        return
-    for number, (line, prefix) in enumerate(itertools.zip_longest(lines, prefixes), start=1):
-        if line is None or prefix is None:
-            lacking, having = ("line", "prefix") if line is None else ("prefix", "line")
-            raise InputError(f"{having} {number} has no {lacking}: give one prefix for each line, blank for none")
-        yield line, prefix
 
 
 def _groups(lengths: list[int], batch_size: int, hypotheses: int) -> Iterator[tuple[list[int], int]]:

@@ -21,6 +21,7 @@ from typing import Any, Self
 from edgeseq_runtime.beam import BeamOptions
 from edgeseq_runtime.bundle import Bundle, load_bundle
 from edgeseq_runtime.errors import BundleError, EdgeseqRuntimeError, InputError, WorkerError, warn_caller
+from edgeseq_runtime.lines import read_window, with_prefixes
 from edgeseq_runtime.policy import DepthPolicy
 from edgeseq_runtime.translator import (
     WINDOW_BATCHES,
@@ -29,8 +30,6 @@ from edgeseq_runtime.translator import (
     check_settings,
     chosen_shortlist,
     default_depth,
-    read_window,
-    with_prefixes,
 )
 
 _WINDOWS_AHEAD = 2
