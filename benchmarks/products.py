@@ -21,7 +21,7 @@ from edgeseq_export.activation_ranges import ActivationRange
 from edgeseq_export.compute_types import BlockwiseWeights, ComputeType, Float32, Int8, Product
 from edgeseq_export.graph_writer import GraphWriter
 from edgeseq_runtime.manifest import TensorSpec
-from edgeseq_runtime.signatures import GraphSignature
+from edgeseq_runtime.signatures import GraphInterface
 
 SIZES = ((256, 256), (256, 1024), (1024, 256), (512, 2048), (256, 8000), (512, 32000))
 ROWS = (1, 4, 8, 32, 160)
@@ -33,7 +33,7 @@ def open_product(compute_type: ComputeType, inner: int, outer: int) -> onnxrunti
     """A session of one product with random weights."""
     x = TensorSpec(name="x", dtype="float32", shape=["rows", inner])
     y = TensorSpec(name="y", dtype="float32", shape=["rows", outer])
-    writer = GraphWriter(GraphSignature("product.onnx", "head", None, (x,), (y,)))
+    writer = GraphWriter(GraphInterface("product.onnx", (x,), (y,)))
     weight = torch.randn(inner, outer) / inner**0.5
     compute_type.multiply(writer, Product("x", weight, torch.zeros(outer), LAYER, output="y"))
     options = onnxruntime.SessionOptions()

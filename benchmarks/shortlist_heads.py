@@ -30,7 +30,7 @@ from edgeseq_export.compute_types import BlockwiseWeights, CandidateHead, Comput
 from edgeseq_export.compute_types import quantise_columns as quantise
 from edgeseq_export.graph_writer import GraphWriter
 from edgeseq_runtime.manifest import DType, TensorSpec
-from edgeseq_runtime.signatures import GraphSignature
+from edgeseq_runtime.signatures import GraphInterface
 
 SIZES = ((256, 8000), (512, 32000))
 ROWS = (1, 32)
@@ -59,7 +59,7 @@ def open_session(
     inputs: list[TensorSpec], outputs: list[TensorSpec], write: Callable[[GraphWriter], object]
 ) -> onnxruntime.InferenceSession:
     """Writes a graph and opens it."""
-    writer = GraphWriter(GraphSignature("head.onnx", "head", None, tuple(inputs), tuple(outputs)))
+    writer = GraphWriter(GraphInterface("head.onnx", tuple(inputs), tuple(outputs)))
     write(writer)
     options = onnxruntime.SessionOptions()
     options.intra_op_num_threads = options.inter_op_num_threads = 1

@@ -12,7 +12,7 @@ from onnx import TensorProto, helper, numpy_helper
 from torch import Tensor
 
 from edgeseq_runtime.manifest import TensorSpec
-from edgeseq_runtime.signatures import GraphSignature
+from edgeseq_runtime.signatures import GraphInterface
 
 OPSET = 20
 IR_VERSION = 10
@@ -30,13 +30,13 @@ _TYPES = {
 class GraphWriter:
     """A graph in the making. Values are named by strings: inputs by their names, others by whoever made them."""
 
-    def __init__(self, signature: GraphSignature) -> None:
+    def __init__(self, interface: GraphInterface) -> None:
         """Starts an empty graph.
 
         Args:
-            signature: what the graph takes and gives, and the file it is for.
+            interface: what the graph takes and gives, and the file it is for.
         """
-        self._signature = signature
+        self._interface = interface
         self._number = 0
         self._contributed = False
         self._nodes: list[onnx.NodeProto] = []
@@ -70,6 +70,17 @@ class GraphWriter:
         names[-1] = last or names[-1]
         return self._add_node("Split", [x], names, {"axis": axis, "num_outputs": number})
 
+    def best(self, x: str, number: str, *, values: str, indices: str) -> None:
+        """Adds the choice of the highest ``number`` of the last axis, best first, of equals the lower index.
+
+        Args:
+            x: what is chosen from.
+            number: a vector of one int64.
+            values: name for the values chosen.
+            indices: name for where they are.
+        """
+        self._add_node("TopK", [x, number], [values, indices], {"axis": -1})
+
     def add_choice(
         self,
         condition: str,
@@ -94,8 +105,8 @@ class GraphWriter:
         return self._add_node("If", [condition], [name or self._name("If") for name in outputs], branches)
 
     def gives(self, output: str) -> bool:
-        """Whether the signature has an output of this name."""
-        return any(spec.name == output for spec in self._signature.outputs)
+        """Whether the interface has an output of this name."""
+        return any(spec.name == output for spec in self._interface.outputs)
 
     def constant(self, array: NDArray[np.generic] | Tensor) -> str:
         """Adds a tensor; equal tensors of a graph are stored once.
@@ -132,9 +143,9 @@ class GraphWriter:
         """
         graph = helper.make_graph(
             self._nodes,
-            self._signature.file.removesuffix(".onnx"),
-            _declare(self._signature.inputs),
-            _declare(self._signature.outputs),
+            self._interface.file.removesuffix(".onnx"),
+            _declare(self._interface.inputs),
+            _declare(self._interface.outputs),
             list(self._constants.values()),
         )
         model = helper.make_model(

@@ -9,23 +9,23 @@ end (eos) among the first ``size`` are closed, and the first ``size`` that do no
 open ones. A sentence is done when ``size`` hypotheses are closed, or at its greatest length, where
 the open ones are closed as they are if fewer than ``size`` are closed. The result is the closed
 hypothesis with the highest score: summed log-probability divided by length ** ``length_penalty``.
-Equal continuations are taken by hypothesis, then by token id; of equal scores the one closed first
-wins.
+Equal continuations are taken by hypothesis, then by the token's own log-probability, then by its id;
+of equal scores the one closed first wins.
 """
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, fields
+from itertools import takewhile
+from typing import NamedTuple
 
 import numpy as np
 
-from edgeseq_runtime.arrays import FloatArray, IntArray
+from edgeseq_runtime.arrays import IntArray
 from edgeseq_runtime.errors import InputError
 from edgeseq_runtime.policy import DepthPolicy
-from edgeseq_runtime.search import Decoder, Hypothesis, State, Waiting, log_sum_exp
-from edgeseq_runtime.tokenizer import BOS_ID, EOS_ID, PAD_ID
-
-_RUN = 64
-"""Scores whose maximum stands for all of them when the best are looked for."""
+from edgeseq_runtime.ranking import rank
+from edgeseq_runtime.search import NEVER_CHOSEN, Decoder, Hypothesis, Scored, State, Waiting
+from edgeseq_runtime.tokenizer import BOS_ID, EOS_ID
 
 
 @dataclass(frozen=True, slots=True)
@@ -122,15 +122,10 @@ def beam_search(
             step = decoder.step(state, tokens, parents, fed_at)
         else:
             step = decoder.step(state, tokens, parents)
-        logits = step.logits.reshape(len(beams), options.size, -1)
-        # All hypotheses of a sentence have the same candidates.
-        candidates = None if step.candidates is None else step.candidates[:: options.size]
-        depths = step.depths.reshape(len(beams), options.size)
-        continued = np.empty((len(beams), options.size), dtype=np.int64)
-        for place, beam in enumerate(beams):
-            of_place = None if candidates is None else candidates[place]
-            continued[place] = beam.advance(logits[place], depths[place], of_place)
-        parents = continued + np.arange(0, len(continued) * options.size, options.size)[:, None]
+        depths = step.depths.reshape(len(beams), options.size).tolist()
+        steps = zip(beams, _best_continuations(step, beams), depths, strict=True)
+        continued = np.array([beam.advance(best, used) for beam, best, used in steps])
+        parents = continued + np.arange(0, continued.size, options.size)[:, None]
         done = np.flatnonzero([beam.done for beam in beams])
         for place in done.tolist():
             results[int(sentences[place])] = beams[place].best()
@@ -148,31 +143,68 @@ def beam_search(
     return results
 
 
-@dataclass(frozen=True, slots=True)
-class _Path:
-    """A hypothesis on its way: what it has chosen so far."""
+class _Continuation(NamedTuple):
+    """What a hypothesis may go on with.
+
+    Attributes:
+        row: The hypothesis, counted from the first row of its sentence.
+        token: The piece.
+        token_score: Its log-probability.
+        total: Summed log-probability of the hypothesis and it; -inf where it must not be chosen.
+    """
+
+    row: int
+    token: int
+    token_score: float
+    total: float
+
+
+def _best_continuations(step: Scored, beams: Sequence["_Beam"]) -> list[Iterable[_Continuation]]:
+    """For each sentence the best 2 · ``size``, best first."""
+    size = beams[0].size
+    forbidden = [tokens for beam in beams for tokens in beam.forbidden()]
+    scores, columns = rank(step.logits, 2 * size + max(map(len, forbidden)))
+    tokens = columns if step.candidates is None else np.take_along_axis(step.candidates, columns, axis=1)
+    totals = scores + np.array([total for beam in beams for total in beam.totals], dtype=np.float32)[:, None]
+    for token in NEVER_CHOSEN:
+        totals[tokens == token] = -np.inf
+    for row, of_row in enumerate(forbidden):
+        if len(of_row) > len(NEVER_CHOSEN):
+            totals[row, np.isin(tokens[row], of_row)] = -np.inf
+    by_sentence = (len(beams), -1)
+    order = (-totals).reshape(by_sentence).argsort(axis=1, kind="stable")[:, : 2 * size]
+    chosen = (np.take_along_axis(each.reshape(by_sentence), order, axis=1) for each in (tokens, scores, totals))
+    rows = order // scores.shape[1]
+    return [map(_Continuation, *of_one) for of_one in zip(rows.tolist(), *map(np.ndarray.tolist, chosen), strict=True)]
+
+
+class _Path(NamedTuple):
+    """A hypothesis on its way: what it has chosen so far, and the sum of the scores."""
 
     tokens: tuple[int, ...] = ()
     depths: tuple[int, ...] = ()
     token_scores: tuple[float, ...] = ()
+    total: float = 0.0
 
-    @property
-    def total(self) -> float:
-        """Summed log-probability."""
-        return sum(self.token_scores)
-
-    def extended(self, token: int, depth: int, token_score: float) -> "_Path":
-        return _Path((*self.tokens, token), (*self.depths, depth), (*self.token_scores, token_score))
+    def extended(self, continuation: _Continuation, depth: int) -> "_Path":
+        return _Path(
+            (*self.tokens, continuation.token),
+            (*self.depths, depth),
+            (*self.token_scores, continuation.token_score),
+            self.total + continuation.token_score,
+        )
 
 
 class _Beam:
     """The hypotheses of one sentence.
 
     Attributes:
+        size: Rows that it has.
         done: Whether there is nothing left to do.
     """
 
     def __init__(self, options: BeamOptions, max_length: int, prefix: tuple[int, ...]) -> None:
+        self.size = options.size
         self.done = False
         self._prefix = prefix
         self._forced = 0  # tokens of the prefix so far chosen
@@ -192,48 +224,60 @@ class _Beam:
         """The token each row is fed next; rows without a hypothesis repeat the last one's."""
         first = self._prefix[self._forced - 1] if self._forced else BOS_ID
         newest = [path.tokens[-1] if path.tokens else first for path in self._open]
-        return newest + newest[-1:] * (self._options.size - len(newest))
+        return newest + newest[-1:] * (self.size - len(newest))
 
-    def advance(self, logits: FloatArray, depths: IntArray, candidates: IntArray | None = None) -> IntArray:
+    @property
+    def totals(self) -> list[float]:
+        """Summed log-probability of each row; -inf for those without a hypothesis."""
+        return [path.total for path in self._open] + [-np.inf] * (self.size - len(self._open))
+
+    def forbidden(self) -> list[list[int]]:
+        """What each row must not go on with."""
+        always = list(NEVER_CHOSEN)
+        if len(self._open[0].tokens) + 1 < self._options.min_length:
+            always.append(EOS_ID)
+        ngram = self._options.no_repeat_ngram
+        if not ngram:
+            return [always] * self.size
+        forbidden = [always + _repeating(self._prefix + path.tokens, ngram) for path in self._open]
+        return forbidden + [always] * (self.size - len(forbidden))
+
+    def advance(self, best: Iterable[_Continuation], depths: Sequence[int]) -> list[int]:
         """Take one step.
 
         Args:
-            logits: (size, columns), of each open hypothesis' next token; may be written into.
-            depths: (size,), blocks used for it.
-            candidates: (columns,), the id of each column; None where they agree.
+            best: Continuations, best first.
+            depths: (size,), blocks used for each row's next token.
 
         Returns:
             (size,), for each row the row it continues.
         """
-        size = self._options.size
+        size = self.size
         if self.forced:
             self._forced += 1
-            return np.arange(size)
-        number = len(self._open)
-        token_scores = self._token_scores(logits[:number], candidates)
-        totals = token_scores + np.array([path.total for path in self._open], dtype=np.float32)[:, None]
-        opened: list[tuple[int, _Path]] = []
-        for rank, choice in enumerate(_best(totals.reshape(-1), 2 * size).tolist()):
-            row, column = divmod(choice, totals.shape[1])
-            token = column if candidates is None else int(candidates[column])
-            path = self._open[row].extended(token, int(depths[row]), float(token_scores[row, column]))
-            if token != EOS_ID:
-                opened.append((row, path))
-            elif rank < size:
-                self._closed.append(path)
+            return list(range(size))
+        opened: list[_Continuation] = []
+        for place, continuation in enumerate(takewhile(lambda each: each.total > -np.inf, best)):
+            if continuation.token != EOS_ID:
+                opened.append(continuation)
+            elif place < size:
+                self._closed.append(self._extend(continuation, depths))
             if len(opened) == size:
                 break
         last = len(self._open[0].tokens) + 1 == self._max_length
-        if len(self._closed) < size and last:
-            self._closed += [path for _, path in opened]
         if not opened and not self._closed:  # whatever could follow is forbidden
             self._closed = self._open
+        elif last and len(self._closed) < size:
+            self._closed += [self._extend(continuation, depths) for continuation in opened]
         self.done = last or len(self._closed) >= size or not opened
         if self.done:
-            return np.arange(size)
-        self._open = [path for _, path in opened]
-        rows = [row for row, _ in opened]
-        return np.array(rows + rows[-1:] * (size - len(rows)), dtype=np.int64)
+            return list(range(size))
+        self._open = [self._extend(continuation, depths) for continuation in opened]
+        rows = [continuation.row for continuation in opened]
+        return rows + rows[-1:] * (size - len(rows))
+
+    def _extend(self, continuation: _Continuation, depths: Sequence[int]) -> _Path:
+        return self._open[continuation.row].extended(continuation, depths[continuation.row])
 
     def best(self) -> list[Hypothesis]:
         """The n best closed hypotheses, best first."""
@@ -245,30 +289,6 @@ class _Beam:
             Hypothesis(list(path.tokens), list(path.depths), score, list(path.token_scores))
             for score, path in scored[: self._options.n_best]
         ]
-
-    def _token_scores(self, logits: FloatArray, candidates: IntArray | None) -> FloatArray:
-        """Log-probabilities, -inf for what must not be chosen: (open hypotheses, columns)."""
-        scores: FloatArray = logits - log_sum_exp(logits)[:, None]
-        scores[:, [PAD_ID, BOS_ID]] = -np.inf
-        if len(self._open[0].tokens) + 1 < self._options.min_length:
-            scores[:, EOS_ID] = -np.inf
-        for row, path in enumerate(self._open):
-            repeating = _repeating(self._prefix + path.tokens, self._options.no_repeat_ngram)
-            scores[row, repeating if candidates is None else np.isin(candidates, repeating)] = -np.inf
-        return scores
-
-
-def _best(scores: FloatArray, number: int) -> IntArray:
-    """Indices of the highest scores, best first, of equals the lower index; none that is -inf."""
-    number = min(number, len(scores))
-    # No more than ``number`` runs have a maximum above the bound: parting these is quicker than parting all scores.
-    runs = len(scores) // _RUN
-    parted = scores if runs < number else scores[: runs * _RUN].reshape(_RUN, runs).max(axis=0)
-    bound = np.partition(parted, -number)[-number]
-    candidates = np.flatnonzero((scores >= bound) & (scores > -np.inf))
-    order = np.argsort(-scores[candidates], kind="stable")
-    best: IntArray = candidates[order[:number]]
-    return best
 
 
 def _repeating(tokens: tuple[int, ...], size: int) -> list[int]:

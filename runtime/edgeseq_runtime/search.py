@@ -337,7 +337,7 @@ class Waiting(Generic[State]):
 def _choose(step: Scored, *, want_scores: bool) -> tuple[IntArray, FloatArray | None]:
     """Best token of each row, and its log-probability among all columns (pad and bos included)."""
     logits, candidates = step.logits, step.candidates
-    normaliser = log_sum_exp(logits) if want_scores else None
+    normaliser = _log_sum_exp(logits) if want_scores else None
     for piece in NEVER_CHOSEN:
         logits[:, piece] = -np.inf
     columns = logits.argmax(axis=-1)
@@ -349,7 +349,7 @@ def _choose(step: Scored, *, want_scores: bool) -> tuple[IntArray, FloatArray | 
     return tokens, chosen
 
 
-def log_sum_exp(logits: FloatArray) -> FloatArray:
+def _log_sum_exp(logits: FloatArray) -> FloatArray:
     """Log of the summed exponentials of each row: (rows, columns) to (rows,)."""
     highest = logits.max(axis=-1)
     result: FloatArray = np.log(row_sums(np.exp(logits - highest[:, None]))) + highest

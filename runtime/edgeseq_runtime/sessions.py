@@ -18,7 +18,7 @@ from edgeseq_runtime.arrays import AnyArray, FloatArray
 from edgeseq_runtime.errors import BundleError, DeviceError, InputError
 from edgeseq_runtime.file_identities import FileIdentities, identify_files
 from edgeseq_runtime.manifest import GraphRole, TensorSpec
-from edgeseq_runtime.signatures import GraphSignature
+from edgeseq_runtime.signatures import GraphInterface, GraphSignature
 
 CPU_PROVIDER = "CPUExecutionProvider"
 CUDA_PROVIDER = "CUDAExecutionProvider"
@@ -130,29 +130,29 @@ class Graph:
         provider: The execution provider it runs on.
     """
 
-    def __init__(self, folder: Path, signature: GraphSignature, provider: str) -> None:
-        """Create the session and compare its inputs and outputs with ``signature``.
+    def __init__(self, folder: Path, interface: GraphInterface, provider: str) -> None:
+        """Create the session and compare its inputs and outputs with ``interface``.
 
         Args:
-            folder: The bundle.
-            signature: What the graph is expected to be.
+            folder: Where its file is: a bundle, most often.
+            interface: What the graph is expected to take and give.
             provider: An execution provider of :func:`select_provider`.
 
         Raises:
             BundleError: onnxruntime refuses the file, or it is not the graph expected.
             DeviceError: The provider could not be started.
         """
-        self._file = signature.file
+        self._file = interface.file
         self.provider = provider
-        self._outputs = [tensor.name for tensor in signature.outputs]
-        self._session = _create_session(folder / signature.file, provider)
+        self._outputs = [tensor.name for tensor in interface.outputs]
+        self._session = _create_session(folder / interface.file, provider)
         if provider not in self._session.get_providers():
             raise DeviceError(
                 f"{provider} could not be started, and falling back to another device is not done "
                 "silently: check the driver and the CUDA libraries, or ask for device 'cpu'"
             )
-        _check_tensors(self._file, "inputs", self._session.get_inputs(), signature.inputs)
-        _check_tensors(self._file, "outputs", self._session.get_outputs(), signature.outputs)
+        _check_tensors(self._file, "inputs", self._session.get_inputs(), interface.inputs)
+        _check_tensors(self._file, "outputs", self._session.get_outputs(), interface.outputs)
 
     def run(self, feed: Mapping[str, AnyArray]) -> list[FloatArray]:
         """Run the graph.
@@ -161,7 +161,7 @@ class Graph:
             feed: An array per input.
 
         Returns:
-            The outputs in the order of the signature.
+            The outputs in order.
 
         Raises:
             DeviceError: onnxruntime fails, for want of memory most likely.

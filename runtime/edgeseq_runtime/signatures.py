@@ -49,22 +49,31 @@ def mixer_state(model: ModelFacts) -> MixerState:
 
 
 @dataclass(frozen=True)
-class GraphSignature:
-    """Inputs and outputs of one graph.
+class GraphInterface:
+    """What a graph takes and gives.
 
     Attributes:
-        file: Name in the bundle.
-        role: What the graph does.
-        block: The decoder block it belongs to, from 1; None where it belongs to none.
+        file: Name of its file.
         inputs: What it takes, in order.
         outputs: What it gives, in order.
     """
 
     file: str
-    role: GraphRole
-    block: int | None
     inputs: tuple[TensorSpec, ...]
     outputs: tuple[TensorSpec, ...]
+
+
+@dataclass(frozen=True)
+class GraphSignature(GraphInterface):
+    """A graph of a bundle: what it takes and gives, and what it does.
+
+    Attributes:
+        role: What it does.
+        block: The decoder block it belongs to, from 1; None where it belongs to none.
+    """
+
+    role: GraphRole
+    block: int | None = None
 
 
 def expected_signatures(model: ModelFacts, shortlist: CandidateWeights | None = None) -> list[GraphSignature]:
@@ -107,13 +116,12 @@ def _index(name: str, *shape: int | str) -> TensorSpec:
 def _encoder(model: ModelFacts) -> GraphSignature:
     return GraphSignature(
         "encoder.onnx",
-        "encoder",
-        None,
         (
             _index("source", "rows", "source"),
             _tensor("padding_mask", "rows", "source", dtype="bool"),
         ),
         (_tensor("memory", "rows", "source", model.dim),),
+        "encoder",
     )
 
 
@@ -128,10 +136,10 @@ def _cross_tensors(model: ModelFacts) -> tuple[TensorSpec, TensorSpec]:
 def _cross(model: ModelFacts, block: int) -> GraphSignature:
     return GraphSignature(
         f"cross_{block}.onnx",
-        "cross",
-        block,
         (_tensor("memory", "rows", "source", model.dim),),
         _cross_tensors(model),
+        "cross",
+        block,
     )
 
 
@@ -162,7 +170,7 @@ def _block(model: ModelFacts, block: int, reach: int) -> GraphSignature:
         indices = (rows, own_cells, read, written_columns)
         inputs = (states, exit_states, *columns, *sources, *indices, places[kept.places], *stop_weight)
         outputs = (_next(states), _next(exit_states), *map(_next, columns), *stop_scores)
-    return GraphSignature(f"block_{block}.onnx", "block", block, inputs, outputs)
+    return GraphSignature(f"block_{block}.onnx", inputs, outputs, "block", block)
 
 
 def _next(tensor: TensorSpec) -> TensorSpec:
@@ -172,10 +180,10 @@ def _next(tensor: TensorSpec) -> TensorSpec:
 def _head(model: ModelFacts, block: int | None) -> GraphSignature:
     return GraphSignature(
         "head.onnx" if block is None else f"head_{block}.onnx",
-        "head",
-        block,
         (_tensor("exit_states", "rows", model.dim),),
         (_tensor("logits", "rows", model.vocab_size),),
+        "head",
+        block,
     )
 
 
@@ -188,24 +196,22 @@ def _candidate_tensors(model: ModelFacts, weights: CandidateWeights, rows: int |
 def _candidates(model: ModelFacts, weights: CandidateWeights) -> GraphSignature:
     return GraphSignature(
         "candidates.onnx",
-        "candidates",
-        None,
         (_index("candidates", "rows", "candidates"),),
         _candidate_tensors(model, weights, "rows"),
+        "candidates",
     )
 
 
 def _shortlist_head(model: ModelFacts, weights: CandidateWeights) -> GraphSignature:
     return GraphSignature(
         "shortlist_head.onnx",
-        "shortlist_head",
-        None,
         (
             _tensor("exit_states", "rows", model.dim),
             *_candidate_tensors(model, weights, "rows"),
             _tensor("candidate_bias", "rows", "candidates"),
         ),
         (_tensor("logits", "rows", "candidates"),),
+        "shortlist_head",
     )
 
 
@@ -214,7 +220,7 @@ def _shortlist_step(model: ModelFacts, weights: CandidateWeights) -> GraphSignat
     step = _step(model)
     candidates = (*_candidate_tensors(model, weights, 1), _tensor("candidate_bias", 1, "candidates"))
     outputs = (_tensor("logits", 1, "candidates"), *step.outputs[1:])
-    return GraphSignature("shortlist_step.onnx", "shortlist_step", None, (*step.inputs, *candidates), outputs)
+    return GraphSignature("shortlist_step.onnx", (*step.inputs, *candidates), outputs, "shortlist_step")
 
 
 def _step(model: ModelFacts) -> GraphSignature:
@@ -241,4 +247,4 @@ def _step(model: ModelFacts) -> GraphSignature:
     state = (states, *filled, *columns)
     inputs = (*token, *stop_rule, *state, *sources, _tensor("source_bias", 1, 1, 1, "source"))
     outputs = (_tensor("logits", 1, model.vocab_size), _index("depth", 1), *map(_next, state))
-    return GraphSignature("step.onnx", "step", None, inputs, outputs)
+    return GraphSignature("step.onnx", inputs, outputs, "step")

@@ -7,8 +7,6 @@ from typing import Any
 
 import numpy as np
 import pytest
-from hypothesis import given
-from hypothesis import strategies as st
 
 from edgeseq.models.reference import NaiveHypothesis, naive_beam_search
 from edgeseq_runtime import beam as beam_module
@@ -190,9 +188,9 @@ def test_a_beam_of_one_is_greedy_search() -> None:
 def test_control_a_row_that_continues_the_wrong_one_is_seen(monkeypatch: pytest.MonkeyPatch) -> None:
     original = beam_module._Beam.advance
 
-    def advance(self: beam_module._Beam, logits: FloatArray, depths: IntArray, candidates: IntArray | None) -> IntArray:
-        rows = original(self, logits, depths, candidates)
-        return rows if self.done else np.zeros_like(rows)
+    def advance(self: beam_module._Beam, best: Any, depths: Sequence[int]) -> list[int]:
+        rows = original(self, best, depths)
+        return rows if self.done else [0] * len(rows)
 
     monkeypatch.setattr(beam_module._Beam, "advance", advance)
     options = BeamOptions(size=4)
@@ -202,26 +200,35 @@ def test_control_a_row_that_continues_the_wrong_one_is_seen(monkeypatch: pytest.
     ]
 
 
+class Level(Paths):
+    """Finds all pieces equally likely."""
+
+    def step(self, *arguments: Any, **named: Any) -> Scored:
+        step = super().step(*arguments, **named)
+        return Scored(np.zeros_like(step.logits), step.depths)
+
+
 def test_of_equal_continuations_the_lower_hypothesis_and_token_win() -> None:
-    scores = np.array([1, 3, 3, -np.inf, 2, 3, -np.inf], dtype=np.float32)
-    assert beam_module._best(scores, 2).tolist() == [1, 2]
-    assert beam_module._best(scores, 4).tolist() == [1, 2, 5, 4]
-    assert beam_module._best(scores, 9).tolist() == [1, 2, 5, 4, 0]
+    """Pieces are pad 0, unk 1, bos 2, eos 3, and more. What ends is closed, what is closed first wins."""
+    (found,) = beam_search(Level(), [[0]], POLICY, [3], BeamOptions(size=3, length_penalty=1, n_best=3))
+    assert [hypothesis.tokens for hypothesis in found] == [[EOS_ID], [1, EOS_ID], [1, 1, EOS_ID]]
+    (found,) = beam_search(Level(), [[0]], POLICY, [2], BeamOptions(size=3, n_best=3, min_length=3))
+    assert [hypothesis.tokens for hypothesis in found] == [[1, 1], [1, 4], [1, 5]]
 
 
-@given(
-    number=st.integers(1, 9),
-    size=st.integers(1, 700),
-    values=st.integers(1, 40),
-    seed=st.integers(0, 99),
-)
-def test_the_best_are_those_of_a_whole_sort(number: int, size: int, values: int, seed: int) -> None:
-    """With many equal scores, and with some that must not be chosen."""
-    scores = np.random.default_rng(seed).integers(0, values, size).astype(np.float32)
-    scores[scores == values // 2] = -np.inf
-    order = np.argsort(-scores, kind="stable")
-    expected = [index for index in order.tolist() if scores[index] > -np.inf][:number]
-    assert beam_module._best(scores, number).tolist() == expected
+@pytest.mark.parametrize("size", [2, 5])
+def test_where_all_that_is_likely_is_forbidden_the_next_is_found(size: int) -> None:
+    """More pieces are forbidden than there are hypotheses, and they are the likeliest."""
+    vocabulary = 40
+
+    class Falling(Paths):
+        def step(self, state: list[list[int]], *arguments: Any, **named: Any) -> Scored:
+            depths = super().step(state, *arguments, **named).depths
+            return Scored(np.tile(-np.arange(vocabulary, dtype=np.float32), (len(state), 1)), depths)
+
+    options = BeamOptions(size=size, no_repeat_ngram=1, min_length=30)
+    ((best,),) = beam_search(Falling(), [[0]], POLICY, [20], options)
+    assert best.tokens == [1, *range(EOS_ID + 1, EOS_ID + 20)]
 
 
 def test_runs_of_tokens() -> None:

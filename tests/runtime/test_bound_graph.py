@@ -14,13 +14,11 @@ from edgeseq_runtime.errors import DeviceError
 from edgeseq_runtime.manifest import TensorSpec
 from edgeseq_runtime.places import Layout, StepPlaces
 from edgeseq_runtime.sessions import CPU_PROVIDER, Graph, OutputMemory
-from edgeseq_runtime.signatures import GraphSignature, expected_signatures
+from edgeseq_runtime.signatures import GraphInterface, expected_signatures
 from tiny_bundle import tiny_facts
 
-EMBED = GraphSignature(
+EMBED = GraphInterface(
     "embed.onnx",
-    "block",
-    1,
     (
         TensorSpec(name="tokens", dtype="int64", shape=["rows"]),
         TensorSpec(name="position_vectors", dtype="float32", shape=["rows", 16]),
@@ -225,7 +223,7 @@ def test_state_of_a_wrong_shape_is_refused(embed: Graph) -> None:
 def test_an_output_of_fewer_rows_is_filled_from_the_front(tmp_path: Path) -> None:
     """As scores of the rows that are still going up: now more, now fewer, in the same memory."""
     x, y = (TensorSpec(name=name, dtype="float32", shape=["rows"]) for name in ("x", "y"))
-    signature = GraphSignature("copy.onnx", "block", 1, (x,), (y,))
+    signature = GraphInterface("copy.onnx", (x,), (y,))
     writer = GraphWriter(signature)
     writer.add("Identity", "x", output="y")
     onnx.save(writer.finish(), tmp_path / "copy.onnx")

@@ -23,7 +23,7 @@ from edgeseq_runtime.sessions import (
     onnxruntime_version,
     select_provider,
 )
-from edgeseq_runtime.signatures import GraphSignature, expected_signatures
+from edgeseq_runtime.signatures import GraphInterface, expected_signatures
 from edgeseq_runtime.translator import Translator
 from tiny_bundle import tiny_facts
 
@@ -157,7 +157,7 @@ def test_graph_that_lies_about_its_signature_is_refused(
 def test_wrong_type_is_refused(tiny_bundle: Path) -> None:
     block = next(s for s in expected_signatures(tiny_facts()) if s.block == 1 and s.role == "block")
     floats = tuple(spec.model_copy(update={"dtype": "float32"}) for spec in block.inputs)
-    wrong = GraphSignature(block.file, block.role, block.block, floats, block.outputs)
+    wrong = GraphInterface(block.file, floats, block.outputs)
     with pytest.raises(BundleError, match=r"its inputs are tokens tensor\(int64\)"):
         Graph(tiny_bundle, wrong, CPU_PROVIDER)
 
@@ -260,7 +260,7 @@ import numpy as np
 import onnxruntime
 from edgeseq_runtime.sessions import CPU_PROVIDER, Graph
 from edgeseq_runtime.manifest import TensorSpec
-from edgeseq_runtime.signatures import GraphSignature
+from edgeseq_runtime.signatures import GraphInterface
 
 class Private(onnxruntime.SessionOptions):
     def add_session_config_entry(self, name, value):
@@ -270,7 +270,7 @@ if sys.argv[2] == "private":
     onnxruntime.SessionOptions = Private
 inputs = TensorSpec(name="exit_states", dtype="float32", shape=["rows", 16])
 outputs = TensorSpec(name="logits", dtype="float32", shape=["rows", 60])
-signature = GraphSignature("head.onnx", "head", None, (inputs,), (outputs,))
+signature = GraphInterface("head.onnx", (inputs,), (outputs,))
 graphs = [Graph(Path(sys.argv[1]), signature, CPU_PROVIDER) for _ in range(6)]
 x = np.ones((4096, 16), dtype=np.float32)
 peaks = []

@@ -33,7 +33,7 @@ from edgeseq_export.compute_types import (
 )
 from edgeseq_export.graph_writer import IR_VERSION, OPSET, GraphWriter
 from edgeseq_runtime.manifest import DType, TensorSpec
-from edgeseq_runtime.signatures import GraphSignature
+from edgeseq_runtime.signatures import GraphInterface
 from edgeseq_runtime.tokenizer import EOS_ID
 from tiny_bundle import VOCAB_SIZE, tiny_model
 
@@ -62,7 +62,7 @@ def normal(*shape: int, seed: int = 1) -> FloatArray:
 
 
 def one_graph(input_spec: TensorSpec, output_spec: TensorSpec, write: Callable[[GraphWriter], object]) -> Any:
-    writer = GraphWriter(GraphSignature("part.onnx", "head", None, (input_spec,), (output_spec,)))
+    writer = GraphWriter(GraphInterface("part.onnx", (input_spec,), (output_spec,)))
     write(writer)
     return writer.finish()
 
@@ -676,7 +676,7 @@ def candidate_products(compute_type: ComputeType, head: CandidateHead) -> onnx.M
     """The graph that takes weights for ids, and multiplies x by them, to y."""
     x, ids = spec("x", "rows", head.table.shape[1]), spec("ids", "rows", "candidates", dtype="int64")
     y = spec("y", "rows", "candidates")
-    writer = GraphWriter(GraphSignature("part.onnx", "shortlist_head", None, (x, ids), (y,)))
+    writer = GraphWriter(GraphInterface("part.onnx", (x, ids), (y,)))
     compute_type.take_candidates(writer, head, "ids")
     writer.add("Identity", compute_type.multiply_candidates(writer, "x", head.reader), output="y")
     return writer.finish()
