@@ -18,7 +18,7 @@ INCLUDE = 'include = ["edgeseq*"]\n'
 
 
 def build_wheel(folder: Path, *, without_include: bool = False) -> list[str]:
-    """Build from a copy of the Python files (a build writes beside its sources).
+    """Build from a copy of what a package may hold (a build writes beside its sources).
 
     Args:
         folder: Where the copy and the wheel go.
@@ -33,7 +33,7 @@ def build_wheel(folder: Path, *, without_include: bool = False) -> list[str]:
         shutil.copy(ROOT / name, source / name)
     for name in ("edgeseq", "export", "runtime", "tests", "examples"):
         for file in (ROOT / name).rglob("*"):
-            if file.suffix in {".py", ".typed", ".toml", ".md", ".css", ".js"}:
+            if file.suffix in {".py", ".typed", ".toml", ".md", ".css", ".js", ".txt", ".onnx"}:
                 copy = source / file.relative_to(ROOT)
                 copy.parent.mkdir(parents=True, exist_ok=True)
                 shutil.copy(file, copy)
@@ -71,6 +71,7 @@ def test_wheel_holds_what_is_no_module(files: list[str]) -> None:
     expected = {f"{package}/py.typed" for package in PACKAGES}
     expected |= {f"{metadata}/licenses/LICENSE", f"{metadata}/entry_points.txt"}
     expected |= {f"edgeseq/evaluation/report/page.{suffix}" for suffix in ("css", "js")}
+    expected |= {"edgeseq/bench/depth_trace.txt", "edgeseq_runtime/ranking.onnx"}
     assert expected <= set(files)
 
 
