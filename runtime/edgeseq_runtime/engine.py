@@ -44,11 +44,9 @@ from edgeseq_runtime.sessions import CPU_PROVIDER, BoundGraph, BoundMemory, Grap
 from edgeseq_runtime.shortlist import BatchCandidates, Shortlist, candidate_bias, pad_candidates
 from edgeseq_runtime.signatures import expected_signatures
 from edgeseq_runtime.sinusoids import Sinusoids
+from edgeseq_runtime.source_attention import SourceAttention
 from edgeseq_runtime.speculation import Speculation, Verifier
 from edgeseq_runtime.state import DecoderState
-
-ENTERED_SHARE = 8
-"""When one row in so many of a batch has entered a block, all of them get source keys and values."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -105,6 +103,7 @@ class Engine:
         self._draft_shortlist = draft_shortlist
         self.provider = self._graphs.provider
         self._encoder = SentenceEncoder(self._graphs["encoder", None], model.dim)
+        self._source_attention = SourceAttention(self._graphs)
         self._vocab_size = model.vocab_size
         self._layout = Layout(model)
         self._encoded = itertools.count()
@@ -198,9 +197,7 @@ class Engine:
             other: What :meth:`encode` made of the sentences; not to be decoded itself.
             other_rows: For each of ``rows``, the row of ``other`` it takes.
         """
-        for block, (past, prepared) in enumerate(zip(state.blocks, other.blocks, strict=True), start=1):
-            if state.rows > 1 and past.all_entered and prepared.cross is None:
-                prepared.cross = self._enter(other, block, np.arange(other.rows))
+        self._source_attention.prepare(other, state)
         state.adopt(rows, other, other_rows)
 
     def step(
@@ -233,7 +230,7 @@ class Engine:
         if state.alone is not None:
             forced = 0 if depths is None else int(depths[0])
             deepest = forced or int(state.limits[0])
-            self._enter_alone(state, deepest)
+            self._source_attention.enter_all(state, deepest)
             depth = state.alone.step(state, int(tokens[0]), deepest, forced=forced > 0)
             return Step(state.logits, np.array([depth]), state.candidate_ids)
         step = self._run_blocks(state, state.begin_step(), tokens, depths)
@@ -264,7 +261,7 @@ class Engine:
         if state.alone is None:
             return None
         deepest = [int(state.limits[0])] * most if depths is None else depths
-        self._enter_alone(state, max(deepest))
+        self._source_attention.enter_all(state, max(deepest))
         if state.speculation is not None and depths is None:
             tokens = state.speculation.decode(token, most, never)
             return tokens, [self.full_depth] * len(tokens)
@@ -285,14 +282,6 @@ class Engine:
             DeviceError: onnxruntime fails.
         """
         return self._graphs[role, block].run(feed)
-
-    def _enter_alone(self, state: DecoderState, deepest: int) -> None:
-        """Compute source keys and values of the only row for all blocks up to one."""
-        if not state.blocks[deepest - 1].all_entered:  # blocks are entered from below
-            for block, past in enumerate(state.blocks[:deepest], start=1):
-                if not past.all_entered:
-                    past.cross = self._enter(state, block, np.zeros(1, dtype=np.int64))
-                    state.moved = True
 
     def _bound(self, state: DecoderState, role: GraphRole, block: int | None = None) -> BoundGraph:
         key = (role, block)
@@ -353,7 +342,7 @@ class Engine:
         feed: dict[str, AnyArray] = {
             "tokens": np.ascontiguousarray(tokens),
             "position_vectors": self._sinusoids.take(state.positions),
-            **self._sources(state, 1, places),
+            **self._sources(state, 1, places.active),
             **places.first_block_indices(state.layout.ring_sizes[0]),
         }
         past = state.blocks[0]
@@ -365,7 +354,7 @@ class Engine:
         """Run a block on the active rows, after making the columns that they skipped."""
         past = state.blocks[block - 1]
         feed = {
-            **self._sources(state, block, places),
+            **self._sources(state, block, places.active),
             **places.block_indices(state.layout.ring_sizes[block - 1], past.filled if past.behind else None),
         }
         outputs = self._stop_scores(state, block, feed, len(places.active))
@@ -385,51 +374,10 @@ class Engine:
         feed["stop_weight"] = (state.policy.linear_stop or self._never).rows[block - 1]
         return {"stop_scores": state.stop_scores.first(rows)}
 
-    def _sources(self, state: DecoderState, block: int, places: BlockPlaces) -> dict[str, AnyArray]:
-        """What a block is told of the rows' sources, computed for rows that enter it a first time."""
-        past = state.blocks[block - 1]
-        if past.cross is None or not past.all_entered:
-            past.cross = self._enter(state, block, places.active)
-        key, value = past.cross
+    def _sources(self, state: DecoderState, block: int, active: IntArray) -> dict[str, AnyArray]:
+        """What a block is told of the rows' sources."""
+        key, value = self._source_attention.enter(state, block, active)
         return {"cross_key": key, "cross_value": value, "source_bias": state.source_bias}
-
-    def _enter(self, state: DecoderState, block: int, active: IntArray) -> tuple[FloatArray, FloatArray]:
-        """Compute source keys and values of the active rows that enter a block a first time.
-
-        Once some of a batch have entered, the rest come along: most will enter too, and one call is
-        much cheaper than one at each step for a row or two.
-        """
-        past = state.blocks[block - 1]
-        entered = past.entered.copy()
-        entered[active] = True
-        if np.count_nonzero(entered) * ENTERED_SHARE >= state.rows:
-            entered[:] = True
-            past.all_entered = True
-        rows = (entered & ~past.entered).nonzero()[0]
-        past.entered = entered
-        if past.cross is not None and not len(rows):
-            return past.cross
-        new_key, new_value = self._keys_and_values(state, block, rows)
-        if len(rows) == state.rows:
-            return new_key, new_value
-        key, value = past.cross or (
-            np.zeros((state.rows, *new_key.shape[1:]), dtype=np.float32),
-            np.zeros((state.rows, *new_value.shape[1:]), dtype=np.float32),
-        )
-        key[rows] = new_key
-        value[rows] = new_value
-        return key, value
-
-    def _keys_and_values(self, state: DecoderState, block: int, rows: IntArray) -> list[FloatArray]:
-        """Compute source keys and values of rows, once for all hypotheses of a sentence."""
-        graph = self._graphs["cross", block]
-        if len(rows) > 1:
-            _, firsts, numbers = np.unique(state.sentences[rows], return_index=True, return_inverse=True)
-            if len(firsts) < len(rows):
-                return [
-                    array.take(numbers, axis=0) for array in graph.run({"memory": state.memory.take(rows[firsts], 0)})
-                ]
-        return graph.run({"memory": state.memory if len(rows) == state.rows else state.memory.take(rows, axis=0)})
 
     def count_candidates(self, source: Sequence[int]) -> int:
         """How many pieces a sentence's tokens are chosen from, by its source ids."""

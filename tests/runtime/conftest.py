@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from edgeseq_runtime import engine
+from edgeseq_runtime import source_attention
 from edgeseq_runtime.bundle import Bundle, load_bundle
 from edgeseq_runtime.translator import Translator
 from engine_cases import MODELS, Case
@@ -37,7 +37,7 @@ def translator(tiny_bundle: Path) -> Translator:
 @pytest.fixture
 def half_of_a_batch(monkeypatch: pytest.MonkeyPatch) -> None:
     """Batches are so small here that one row in eight would be any."""
-    monkeypatch.setattr(engine, "ENTERED_SHARE", 2)
+    monkeypatch.setattr(source_attention, "ENTERED_SHARE", 2)
 
 
 @pytest.fixture(scope="module", params=MODELS)
