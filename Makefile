@@ -24,7 +24,7 @@ test: setup ## lint, check types, run all tests
 	$(BIN)/python -m ruff check .
 	$(BIN)/python -m ruff format --check .
 	$(BIN)/python -m mypy
-	$(BIN)/python -m pytest -n 2 --dist loadfile
+	$(BIN)/python -m pytest -n 2 --dist loadfile --no-loadscope-reorder
 
 demo: setup ## train a small model, export it, translate; then the same with the trained one in this repository
 	$(BIN)/python examples/demo/demo.py

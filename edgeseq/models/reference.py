@@ -121,23 +121,23 @@ def reference_decode(
     device = next(model.parameters()).device
     source, padding_mask = pad_sources(sources, device)
     memory = model.encoder(source, padding_mask)
-    rows = len(sources)
-    tokens = torch.full((rows, 1), BOS_ID, device=device)
-    depths = torch.empty((rows, 0), dtype=torch.long, device=device)
-    finished = torch.zeros(rows, dtype=torch.bool, device=device)
+    going = torch.arange(len(sources), device=device)  # the sentences that have not ended, of which the rest is
+    tokens = torch.full((len(sources), 1), BOS_ID, device=device)
+    depths = torch.empty((len(sources), 0), dtype=torch.long, device=device)
     limits = torch.tensor(max_lengths, device=device)
-    while not bool(finished.all()):
+    results: dict[int, tuple[list[int], list[int]]] = {}
+    while len(going):
         logits, chosen = _next_logits(model, rule, tokens, depths, memory, padding_mask)
         logits[:, [PAD_ID, BOS_ID]] = float("-inf")  # nothing to say; the runtime never chooses them either
-        token = logits.argmax(-1).masked_fill(finished, PAD_ID)
+        token = logits.argmax(-1)
         tokens = torch.cat((tokens, token.unsqueeze(1)), dim=1)
         depths = torch.cat((depths, chosen.unsqueeze(1)), dim=1)
-        finished = finished | (token == EOS_ID) | (depths.shape[1] >= limits)
-    results = []
-    for row_tokens, row_depths in zip(tokens[:, 1:].tolist(), depths.tolist(), strict=True):
-        length = row_tokens.index(PAD_ID) if PAD_ID in row_tokens else len(row_tokens)
-        results.append((row_tokens[:length], row_depths[:length]))
-    return results
+        ended = (token == EOS_ID) | (depths.shape[1] >= limits)
+        found = zip(tokens[ended, 1:].tolist(), depths[ended].tolist(), strict=True)
+        results.update(zip(going[ended].tolist(), found, strict=True))
+        going, tokens, depths, limits, memory = (each[~ended] for each in (going, tokens, depths, limits, memory))
+        padding_mask = None if padding_mask is None else padding_mask[~ended]
+    return [results[sentence] for sentence in range(len(sources))]
 
 
 @torch.no_grad()

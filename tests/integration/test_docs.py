@@ -44,9 +44,9 @@ def folder(bundle: Path, run: Path, corpus_config: Path, tmp_path_factory: pytes
     (folder / "en-de.bundle").symlink_to(bundle)
     (folder / "runs").mkdir()
     for language in ("en", "de"):
-        lines = corpus_config.with_name(f"train.{language}").read_text(encoding="utf-8").split("\n")[:600]
+        lines = corpus_config.with_name(f"train.{language}").read_text(encoding="utf-8").split("\n")[:220]
         (folder / f"few.{language}").write_text("\n".join(lines) + "\n", encoding="utf-8")
-        (folder / f"fewer.{language}").write_text("\n".join(lines[:100]) + "\n", encoding="utf-8")
+        (folder / f"fewer.{language}").write_text("\n".join(lines[:40]) + "\n", encoding="utf-8")
     return folder
 
 

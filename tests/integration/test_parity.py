@@ -259,11 +259,17 @@ class Backward(Layout):
 def test_wrong_places_are_seen_in_forced_decodes(
     layout: type[Layout], loaded: Bundle, model: Seq2Seq, sources: list[list[int]]
 ) -> None:
-    """Control: columns missing, one too few, or in wrong places; taps in wrong order."""
+    """Control: columns missing, one too few, or in wrong places; taps in wrong order.
+
+    One column too few is a small mistake: other depths are drawn until it changes a choice.
+    """
     facts = loaded.manifest.model
     engine = Engine(loaded.path, facts, device="cpu")
     engine._layout = layout(facts)
-    assert compare_decoding(model, engine, loaded.predictors, sources, max_length=60, seed=3).disagreements > 0
+    assert any(
+        compare_decoding(model, engine, loaded.predictors, sources, max_length=60, seed=seed).disagreements > 0
+        for seed in range(3, 9)
+    )
 
 
 def test_a_perturbed_in_projection_is_seen_in_forced_decodes(

@@ -58,9 +58,9 @@ class ScriptedDecoder(nn.Module):
         assert tokens.shape == depths.shape
         step = tokens.shape[1] - 1
         states = torch.zeros(blocks, len(tokens), tokens.shape[1], VOCAB_SIZE)
-        for row, by_block in enumerate(self.script):
+        for row, sentence in enumerate(memory[:, 0, 0].long().tolist()):
             for block in range(blocks):
-                said = by_block[block]
+                said = self.script[sentence][block]
                 states[block, row, -1, said[min(step, len(said) - 1)]] = 1
                 states[block, row, -1, PAD_ID] = states[block, row, -1, BOS_ID] = 9  # forbidden, however likely
         return list(states)
@@ -81,7 +81,7 @@ class ScriptedModel(nn.Module):
         self.decoder = ScriptedDecoder(script)
 
     def encoder(self, source: Tensor, padding_mask: Tensor | None) -> Tensor:
-        return torch.zeros(*source.shape, 2)
+        return torch.arange(len(source)).view(-1, 1, 1).expand(*source.shape, 2).float()  # says which sentence it is
 
 
 def decode_scripted(model: ScriptedModel, rule: StopRule, limits: Sequence[int]) -> list[tuple[list[int], list[int]]]:
@@ -104,6 +104,17 @@ def test_a_row_ends_at_its_own_limit_without_an_eos() -> None:
         ([6] * 4, [1] * 4),
         ([7, 7, EOS_ID], [1] * 3),  # reached with the last token it may have
     ]
+
+
+def test_sentences_that_have_ended_cost_nothing() -> None:
+    rows = []
+
+    def choose(states: list[Tensor], mean: Tensor) -> Tensor:
+        rows.append(len(mean))
+        return torch.ones(len(mean), dtype=torch.long)
+
+    decode_scripted(ScriptedModel([[EOS_ID]], [[5, 6, EOS_ID]], [[5, EOS_ID]]), StopRule(1, choose), [9, 9, 9])
+    assert rows == [3, 2, 1]
 
 
 def test_padding_and_bos_are_never_said() -> None:
