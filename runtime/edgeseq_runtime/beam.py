@@ -46,6 +46,19 @@ class BeamOptions:
     min_length: int = 1
     no_repeat_ngram: int = 0
 
+    @classmethod
+    def of(cls, beam: "int | BeamOptions") -> "BeamOptions":
+        """All settings, of what a call was given: them, or the size alone.
+
+        Raises:
+            InputError: It is neither, or the size is out of range.
+        """
+        if isinstance(beam, BeamOptions):
+            return beam
+        if not isinstance(beam, int):
+            raise InputError(f"beam is {beam!r}, expected a number of hypotheses or BeamOptions")
+        return cls(size=beam)
+
     def __str__(self) -> str:
         """The size, and each setting that is not the usual one: ``4,length_penalty=0.6``."""
         changed = [

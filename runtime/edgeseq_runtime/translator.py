@@ -171,7 +171,7 @@ class Translator:
             "bundle": self._bundle.sha256[:12],
             "provider": self._engine.provider,
             "depth": self._resolve(depth).name,
-            "beam": str(_beam_options(beam)),
+            "beam": str(BeamOptions.of(beam)),
             **({} if self._engine.shortlist is None else {"shortlist": "on"}),
             "edgeseq": __version__,
             "onnxruntime": onnxruntime_version(),
@@ -302,9 +302,9 @@ class Translator:
         *,
         scores: bool,
     ) -> _Options:
-        return _Options(
-            self._resolve(depth), batch_size, max_length, scores, check_settings(batch_size, max_length, beam)
-        )
+        options = BeamOptions.of(beam)
+        check_settings(batch_size, max_length, options)
+        return _Options(self._resolve(depth), batch_size, max_length, scores, options)
 
     def source_ids(self, text: str) -> list[int]:
         """Turn text into what the encoder reads.
@@ -440,11 +440,8 @@ def chosen_shortlist(bundle: Bundle) -> Shortlist:
     return bundle.shortlist
 
 
-def check_settings(batch_size: int, max_length: int | None, beam: int | BeamOptions) -> BeamOptions:
+def check_settings(batch_size: int, max_length: int | None, beam: BeamOptions) -> None:
     """Refuse settings of a call that are out of range, or contradict each other.
-
-    Returns:
-        All settings of the beam.
 
     Raises:
         InputError: They are.
@@ -452,18 +449,8 @@ def check_settings(batch_size: int, max_length: int | None, beam: int | BeamOpti
     for name, value in (("batch_size", batch_size), ("max_length", max_length)):
         if value is not None and value < 1:
             raise InputError(f"{name} is {value}, expected at least 1")
-    options = _beam_options(beam)
-    if max_length is not None and options.min_length > max_length:
-        raise InputError(f"beam setting min_length is {options.min_length}, expected at most max_length, {max_length}")
-    return options
-
-
-def _beam_options(beam: int | BeamOptions) -> BeamOptions:
-    if isinstance(beam, BeamOptions):
-        return beam
-    if not isinstance(beam, int):
-        raise InputError(f"beam is {beam!r}, expected a number of hypotheses or BeamOptions")
-    return BeamOptions(size=beam)
+    if max_length is not None and beam.min_length > max_length:
+        raise InputError(f"beam setting min_length is {beam.min_length}, expected at most max_length, {max_length}")
 
 
 def _groups(lengths: list[int], batch_size: int, hypotheses: int) -> Iterator[tuple[list[int], int]]:

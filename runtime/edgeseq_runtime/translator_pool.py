@@ -158,7 +158,8 @@ class TranslatorPool:
         """
         if self._closed:
             raise InputError("this pool is closed: make another one")
-        options = check_settings(batch_size, max_length, beam)
+        options = BeamOptions.of(beam)
+        check_settings(batch_size, max_length, options)
         self._call += 1
         settings: dict[str, Any] = {
             "batch_size": batch_size,
