@@ -63,7 +63,7 @@ def load_model(model: nn.Module, path: Path) -> None:
     Raises:
         CheckpointError: the file cannot be read or does not fit the model.
     """
-    _fill(model_tensors(model), _read_tensors(path), path)
+    _fill(model, _read_tensors(path), path)
 
 
 def take_weights(model: nn.Module, path: Path) -> list[str]:
@@ -75,13 +75,14 @@ def take_weights(model: nn.Module, path: Path) -> list[str]:
     Raises:
         CheckpointError: the file cannot be read.
     """
-    parameters = model_tensors(model)
+    parameters = dict(model.named_parameters())
     tensors = _read_tensors(path)
     fitting = {
         name for name, parameter in parameters.items() if name in tensors and tensors[name].shape == parameter.shape
     }
-    for name in fitting:
-        parameters[name].copy_(tensors[name])
+    with torch.no_grad():
+        for name in fitting:
+            parameters[name].copy_(tensors[name])
     return [name for name in parameters if name not in fitting]
 
 
@@ -155,15 +156,6 @@ def read_progress(path: Path) -> Progress:
         raise CheckpointError(f"cannot read {path / 'progress.json'}: {error}; remove this checkpoint") from error
 
 
-def remove_unfinished(folder: Path) -> None:
-    """Removes what a killed process had begun to write."""
-    for path in folder.glob(".*.tmp"):
-        if path.is_dir():
-            shutil.rmtree(path)
-        else:
-            path.unlink()
-
-
 def load_checkpoint(path: Path, model: nn.Module, optimizer: torch.optim.Optimizer) -> Progress:
     """Restores everything that `save_checkpoint` wrote, random state included.
 
@@ -198,7 +190,7 @@ def average_checkpoints(paths: Sequence[Path], model: nn.Module) -> None:
     for path in paths:
         for name, tensor in _read_tensors(path / "model.safetensors").items():
             sums[name] = sums[name] + tensor if name in sums else tensor
-    _fill(model_tensors(model), {name: total / len(paths) for name, total in sums.items()}, paths[-1])
+    _fill(model, {name: total / len(paths) for name, total in sums.items()}, paths[-1])
 
 
 def _read_tensors(path: Path) -> dict[str, Tensor]:
@@ -210,7 +202,8 @@ def _read_tensors(path: Path) -> dict[str, Tensor]:
         raise CheckpointError(f"{path} is damaged ({error}); use an older checkpoint or train again") from error
 
 
-def _fill(parameters: dict[str, Tensor], tensors: dict[str, Tensor], path: Path) -> None:
+def _fill(model: nn.Module, tensors: dict[str, Tensor], path: Path) -> None:
+    parameters = dict(model.named_parameters())
     missing = sorted(parameters.keys() - tensors.keys())
     unknown = sorted(tensors.keys() - parameters.keys())
     wrong = [
@@ -223,5 +216,6 @@ def _fill(parameters: dict[str, Tensor], tensors: dict[str, Tensor], path: Path)
             f"{path} does not fit the model of this configuration: missing {missing[:5]}, unknown {unknown[:5]}, "
             f"of another shape {wrong[:5]}"
         )
-    for name, parameter in parameters.items():
-        parameter.copy_(tensors[name])
+    with torch.no_grad():
+        for name, parameter in parameters.items():
+            parameter.copy_(tensors[name])

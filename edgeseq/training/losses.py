@@ -102,6 +102,7 @@ def classify_and_score(
 
     Returns:
         The loss against the target, and the plain negative log-likelihood (without gradient): means per token, in nats.
+        A label counts as no less likely than float32's smallest number, which is 87.3 nats; gradients are exact.
     """
     if teacher is None:
         return _ClassifyAndScore.apply(states, weight, labels, smoothing, None, None, 0.0)

@@ -25,7 +25,6 @@ from edgeseq.training.checkpoints import (
     load_model,
     model_tensors,
     read_progress,
-    remove_unfinished,
     save_model,
     take_weights,
 )
@@ -35,7 +34,7 @@ from edgeseq.training.losses import exit_weights
 from edgeseq.training.objectives import AlignedExits, DecoderObjective, JointObjective, MixedExits
 from edgeseq.training.predictor_loss import PredictorLoss
 from edgeseq.training.trainer import Phase, Trainer
-from edgeseq_runtime.atomic import write_file
+from edgeseq_runtime.atomic import recover, write_file
 from edgeseq_runtime.tokenizer import Tokenizer
 
 CONFIG_FILE = "config.json"
@@ -74,8 +73,8 @@ def train(config: RunConfig, run: Path, resume: bool) -> None:
         EdgeseqError: configuration, data or checkpoint are at fault.
         KeyboardInterrupt: after a checkpoint was written.
     """
-    _open_run(config, run, resume)
     device = _pick_device(config.training.device)
+    _open_run(config, run, resume)
     if config.training.threads:
         torch.set_num_threads(config.training.threads)
     tokenizer = _prepare_tokenizer(config, run)
@@ -84,12 +83,13 @@ def train(config: RunConfig, run: Path, resume: bool) -> None:
     torch.manual_seed(config.training.seed)
     model = build_model(config.model, tokenizer.vocab_size, config.joint_predictors).to(device)
     parameters = sum(parameter.numel() for parameter in model.parameters())
+    _LOGGER.info("%s parameters", f"{parameters:,}")
     if config.training.start_from is not None and not has_checkpoint(run / CHECKPOINTS_FOLDER):
         _check_start(Path(config.training.start_from), config.model.dim, tokenizer)
         _start_from(Path(config.training.start_from), model)
     trainer = Trainer(run, model, tokenizer, train_corpus, valid_corpus, config.training, device)
     precision = str(trainer.precision).removeprefix("torch.")
-    _LOGGER.info("%s parameters, training on %s in %s", f"{parameters:,}", device, precision)
+    _LOGGER.info("training on %s in %s", device, precision)
     for phase in _phases(config):
         trainer.run_phase(phase, resume)
     if config.frozen_predictors:
@@ -114,7 +114,7 @@ def load_run(run: Path) -> tuple[RunConfig, Tokenizer, Seq2Seq]:
 def _open_run(config: RunConfig, run: Path, resume: bool) -> None:
     stored = run / CONFIG_FILE
     for folder in (run, run / "data", run / CHECKPOINTS_FOLDER):
-        remove_unfinished(folder)
+        recover(folder)
     if has_checkpoint(run / CHECKPOINTS_FOLDER):
         if not resume:
             raise ConfigError(f"{run} holds a run already; give --resume to continue it, or another --out")
@@ -133,6 +133,13 @@ def _open_run(config: RunConfig, run: Path, resume: bool) -> None:
                 f"training.start_from = '{run}'"
             )
         _check_text(config, run)
+        if old != config:  # its weights are of the old one; they are made again from the checkpoints
+            (run / MODEL_FILE).unlink(missing_ok=True)
+    elif (run / MODEL_FILE).exists():
+        raise ConfigError(
+            f"{run} holds a finished run whose checkpoints are gone, so there is nothing to resume; give another "
+            f"--out, and training.start_from = '{run}' to begin with its weights"
+        )
     run.mkdir(parents=True, exist_ok=True)
     write_file(stored, save_config(config))
 

@@ -26,7 +26,6 @@ from edgeseq.training.checkpoints import (
     list_checkpoints,
     load_checkpoint,
     regular_checkpoints,
-    remove_unfinished,
     save_checkpoint,
 )
 from edgeseq.training.objectives import Objective
@@ -34,7 +33,8 @@ from edgeseq.training.precision import autocast, pick_precision
 from edgeseq.training.reporting import Reporter
 from edgeseq.training.schedules import rate_factor
 from edgeseq.training.validation import bleu_per_depth, loss_per_depth
-from edgeseq_runtime.tokenizer import Tokenizer
+from edgeseq_runtime.atomic import recover
+from edgeseq_runtime.tokenizer import PAD_ID, Tokenizer
 
 _LOG_INTERVAL = 20
 
@@ -96,11 +96,11 @@ class Trainer:
 
         Raises:
             KeyboardInterrupt: Ctrl-C or SIGTERM came; a checkpoint was written first.
-            DivergenceError: the loss is not finite; nothing is written then.
+            DivergenceError: the loss is not finite; no checkpoint is written then.
         """
         optimizer = self._build_optimizer(phase)
         progress = Progress(phase.name)
-        remove_unfinished(self.checkpoints)
+        recover(self.checkpoints)
         existing = list_checkpoints(self.checkpoints, phase.name)
         if resume and existing:
             progress = load_checkpoint(existing[-1], self.model, optimizer)
@@ -132,7 +132,6 @@ class Trainer:
                     with autocast(self.precision, self.device):
                         loss, logged = phase.objective.loss(self.model, batch)
                     (loss / self.config.accumulation).backward()
-                    progress.tokens += batch.labels.numel()
                 norm = nn.utils.clip_grad_norm_(trained, self.config.clip_norm)
                 optimizer.step()
                 optimizer.zero_grad(set_to_none=True)
@@ -170,8 +169,10 @@ class Trainer:
             plan = plan_epoch(self.train_corpus, self.config.batch_tokens, self.config.seed, progress.epoch)
             while progress.batch < len(plan):
                 indices = plan[progress.batch]
+                batch = collate(self.train_corpus, indices)
                 progress.batch += 1
-                yield collate(self.train_corpus, indices).to(self.device)
+                progress.tokens += int((batch.labels != PAD_ID).sum())
+                yield batch.to(self.device)
             progress.epoch, progress.batch = progress.epoch + 1, 0
 
     def _validate(self, progress: Progress, reporter: Reporter) -> None:
@@ -180,6 +181,7 @@ class Trainer:
         depths = self.config.valid_depths or sorted({1, (blocks + 1) // 2, blocks})
         with autocast(self.precision, self.device):
             losses = loss_per_depth(self.model, self.valid_corpus, self.device)
+            self._check_finite(progress, sum(losses))  # before translating: such a model never comes to an end
             scores = bleu_per_depth(self.model, self.valid_corpus, self.tokenizer, depths, self.config.valid_sentences)
         metrics = {f"valid_nll_{depth}": loss for depth, loss in enumerate(losses, start=1)}
         metrics |= {f"valid_bleu_{depth}": score for depth, score in scores.items()}
@@ -190,7 +192,6 @@ class Trainer:
             + "  BLEU "
             + ", ".join(f"{score:.1f} at {depth}" for depth, score in scores.items())
         )
-        self._check_finite(progress, sum(losses))
         if losses[-1] < progress.best_loss:
             progress.best_loss, progress.stale = losses[-1], 0
         else:

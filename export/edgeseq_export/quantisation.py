@@ -22,7 +22,7 @@ from edgeseq_runtime.engine import Engine
 from edgeseq_runtime.manifest import ModelFacts
 from edgeseq_runtime.policy import DepthPolicy
 from edgeseq_runtime.reports import QuantisationReport
-from edgeseq_runtime.search import Hypothesis, greedy, output_limit
+from edgeseq_runtime.search import greedy, output_limit
 from edgeseq_runtime.signatures import expected_signatures
 from edgeseq_runtime.tokenizer import BOS_ID, PAD_ID, Tokenizer
 
@@ -59,6 +59,55 @@ class Choices:
 
 
 @dataclass(frozen=True)
+class _Batch:
+    """Sentences that were decoded, of similar length."""
+
+    sources: list[Sequence[int]]
+    tokens: IntArray
+    """(rows, longest)."""
+    depths: IntArray
+    """(rows, longest)."""
+    real: BoolArray
+    """(rows, longest), where a sentence has a token."""
+
+
+class Reference:
+    """What a float32 engine decodes: tokens and depths along which others are led, to compare their choices."""
+
+    def __init__(self, float32: Engine, policy: DepthPolicy, sources: Sequence[Sequence[int]]) -> None:
+        """Decodes.
+
+        Args:
+            float32: the engine.
+            policy: says where tokens stop.
+            sources: ids of sentences, EOS last.
+        """
+        self._policy = policy
+        ordered = sorted(sources, key=len)
+        self._batches = [
+            _decode(float32, ordered[start : start + _ROWS], policy) for start in range(0, len(ordered), _ROWS)
+        ]
+
+    def compare(self, quantised: Engine) -> Choices:
+        """Leads another engine along the tokens and depths, and counts the choices that are the same."""
+        tokens = same_tokens = same_depths = 0
+        for batch in self._batches:
+            led = _Led(self._policy, quantised.full_depth)
+            state = quantised.encode(batch.sources, led)
+            fed = np.full(len(batch.sources), BOS_ID, dtype=np.int64)
+            for position in range(batch.tokens.shape[1]):
+                led.begin(batch.depths[:, position])
+                logits = quantised.step(state, fed).logits
+                logits[:, [PAD_ID, BOS_ID]] = -np.inf
+                rows = batch.real[:, position]
+                fed = batch.tokens[:, position]
+                same_tokens += int((logits.argmax(axis=-1) == fed)[rows].sum())
+                same_depths += int((led.chosen == batch.depths[:, position])[rows].sum())
+                tokens += int(rows.sum())
+        return Choices(tokens, same_tokens, same_depths)
+
+
+@dataclass(frozen=True)
 class GateText:
     """What the gate translates."""
 
@@ -85,8 +134,8 @@ def measure_quantisation(
     float32, quantised = (Engine(folder, manifest.model, device="cpu") for folder in folders)
     full = bundle.policy("full")
     # At full depth every block has its say in the tokens.
-    tokens = compare_choices(float32, quantised, full, text.sources)
-    depths = compare_choices(float32, quantised, policy, text.sources)
+    tokens = Reference(float32, full, text.sources).compare(quantised)
+    depths = tokens if policy.name == full.name else Reference(float32, policy, text.sources).compare(quantised)
     before, after = (_score(engine, full, bundle.tokenizer, text) for engine in (float32, quantised))
     return QuantisationReport(
         compute_type=manifest.compute_type,
@@ -134,20 +183,20 @@ def blame_graphs(
         Graph, as `--keep-float32` calls it → choices, the most harmful graph first.
     """
     float32_folder, quantised_folder = folders
-    float32 = Engine(float32_folder, model, device="cpu")
+    reference = Reference(Engine(float32_folder, model, device="cpu"), policy, sources)
     found = []
-    for signature in sorted(expected_signatures(model), key=lambda signature: signature.file):
-        if signature.role == "step":  # the other graphs once more
-            continue
-        with tempfile.TemporaryDirectory() as name:
-            mixed = Path(name)
-            for path in float32_folder.glob("*.onnx"):
-                shutil.copyfile(
-                    (quantised_folder if path.name == signature.file else float32_folder) / path.name, mixed / path.name
-                )
-            shutil.copyfile(quantised_folder / WEIGHTS_FILE, mixed / WEIGHTS_FILE)
-            choices = compare_choices(float32, Engine(mixed, model, device="cpu"), policy, sources)
-        found.append((signature.file.removesuffix(".onnx"), choices))
+    # But for the whole step, which is the other graphs once more.
+    files = sorted(each.file for each in expected_signatures(model) if each.role != "step")
+    with tempfile.TemporaryDirectory() as name:
+        mixed = Path(name)
+        for file in files:
+            shutil.copyfile(float32_folder / file, mixed / file)
+        shutil.copyfile(quantised_folder / WEIGHTS_FILE, mixed / WEIGHTS_FILE)
+        for file in files:
+            shutil.copyfile(quantised_folder / file, mixed / file)
+            choices = reference.compare(Engine(mixed, model, device="cpu"))
+            shutil.copyfile(float32_folder / file, mixed / file)
+            found.append((file.removesuffix(".onnx"), choices))
     return sorted(found, key=lambda pair: harm(pair[1]), reverse=True)
 
 
@@ -157,38 +206,6 @@ def format_blame(found: Sequence[tuple[str, Choices]]) -> str:
         f"  {graph:<16} same tokens {choices.token_agreement:7.2%}   other depths {choices.depth_changes:6.2%}"
         for graph, choices in found
     )
-
-
-def compare_choices(
-    float32: Engine, quantised: Engine, policy: DepthPolicy, sources: Sequence[Sequence[int]]
-) -> Choices:
-    """Leads an engine along the tokens and depths of another one and compares what it would have chosen.
-
-    Args:
-        float32: decodes freely.
-        quantised: is led.
-        policy: says where tokens stop.
-        sources: ids of sentences, EOS last.
-    """
-    ordered = sorted(sources, key=len)
-    tokens = same_tokens = same_depths = 0
-    for start in range(0, len(ordered), _ROWS):
-        batch = ordered[start : start + _ROWS]
-        decoded = greedy(float32, batch, policy, [output_limit(len(source)) for source in batch])
-        table, depths, real = _tabulate(decoded, quantised.full_depth)
-        led = _Led(policy, quantised.full_depth)
-        state = quantised.encode(batch, led)
-        fed = np.full(len(batch), BOS_ID, dtype=np.int64)
-        for position in range(table.shape[1]):
-            led.begin(depths[:, position])
-            logits = quantised.step(state, fed).logits
-            logits[:, [PAD_ID, BOS_ID]] = -np.inf
-            rows = real[:, position]
-            fed = table[:, position]
-            same_tokens += int((logits.argmax(axis=-1) == fed)[rows].sum())
-            same_depths += int((led.chosen == depths[:, position])[rows].sum())
-            tokens += int(rows.sum())
-    return Choices(tokens, same_tokens, same_depths)
 
 
 class _Led:
@@ -231,16 +248,15 @@ class _Led:
         return 0
 
 
-def _tabulate(decoded: Sequence[Hypothesis], full_depth: int) -> tuple[IntArray, IntArray, BoolArray]:
-    """Lays out tokens and depths, (rows, longest), and says where they are real."""
-    longest = max(len(hypothesis.tokens) for hypothesis in decoded)
-    table = np.full((len(decoded), longest), PAD_ID, dtype=np.int64)
-    depths = np.full((len(decoded), longest), full_depth, dtype=np.int64)
-    for row, hypothesis in enumerate(decoded):
-        table[row, : len(hypothesis.tokens)] = hypothesis.tokens
-        depths[row, : len(hypothesis.depths)] = hypothesis.depths
+def _decode(engine: Engine, sources: list[Sequence[int]], policy: DepthPolicy) -> _Batch:
+    decoded = greedy(engine, sources, policy, [output_limit(len(source)) for source in sources])
     lengths = np.array([len(hypothesis.tokens) for hypothesis in decoded])
-    return table, depths, np.arange(longest) < lengths[:, None]
+    tokens = np.full((len(decoded), lengths.max()), PAD_ID, dtype=np.int64)
+    depths = np.full(tokens.shape, engine.full_depth, dtype=np.int64)
+    for row, hypothesis in enumerate(decoded):
+        tokens[row, : len(hypothesis.tokens)] = hypothesis.tokens
+        depths[row, : len(hypothesis.depths)] = hypothesis.depths
+    return _Batch(sources, tokens, depths, np.arange(lengths.max()) < lengths[:, None])
 
 
 def _score(engine: Engine, policy: DepthPolicy, tokenizer: Tokenizer, text: GateText) -> CorpusScores:

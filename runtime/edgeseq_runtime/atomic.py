@@ -2,7 +2,7 @@
 
 Content goes to a temporary sibling, is flushed to the disk, and takes its final name by a rename.
 Symbolic links are followed: what they point to is replaced, the link stays. After a crash (not an
-exception: those clean up) a hidden ``.NAME.*.tmp`` or ``.NAME.*.old`` sibling can remain.
+exception: those clean up) a hidden ``.NAME.*.tmp`` or ``.NAME.*.old`` sibling can remain; see :func:`recover`.
 """
 
 import contextlib
@@ -73,6 +73,24 @@ def publish_directory(path: str | Path, *, marker: str | None = None) -> Generat
         shutil.rmtree(temporary, ignore_errors=True)
         raise
     _sync(target.parent)
+
+
+def recover(folder: Path) -> None:
+    """Undo what killed processes had begun to write in a folder, where no other process is writing.
+
+    What had been moved away and was not replaced yet comes back; everything else of theirs is removed.
+    """
+    for path in folder.glob(".*.old"):
+        target = path.with_name(path.name[1:].rsplit(".", 2)[0])
+        if target.exists():
+            shutil.rmtree(path)
+        else:
+            path.rename(target)
+    for path in folder.glob(".*.tmp"):
+        if path.is_dir():
+            shutil.rmtree(path)
+        else:
+            path.unlink()
 
 
 def _sibling(target: Path, suffix: str) -> Path:

@@ -18,8 +18,8 @@ import numpy as np
 import numpy.typing as npt
 
 from edgeseq_runtime.arrays import FloatArray
-from edgeseq_runtime.calibration import CALIBRATION_FILE, Calibration, parse_calibration
-from edgeseq_runtime.errors import BundleError, InputError
+from edgeseq_runtime.calibration import CALIBRATE_AGAIN, CALIBRATION_FILE, Calibration, parse_calibration
+from edgeseq_runtime.errors import BundleError, InputError, PolicyError
 from edgeseq_runtime.file_identities import FileIdentities, identify_files
 from edgeseq_runtime.manifest import (
     MANIFEST_FILE,
@@ -42,6 +42,7 @@ MAX_MANIFEST_BYTES = 4 << 20
 MAX_TENSORS_BYTES = 64 << 20
 MAX_CALIBRATION_BYTES = 1 << 20
 _CHUNK_BYTES = 1 << 20
+_WAY_OUT = "export or copy the bundle again"
 
 
 @dataclass(frozen=True, eq=False)
@@ -89,24 +90,26 @@ def load_bundle(path: str | Path) -> Bundle:
         BundleError: The folder is missing, incomplete, changed, or not of this format.
     """
     folder = Path(path)
-    if not folder.is_dir():
-        raise BundleError(f"bundle {str(path)!r} is not a folder: expected what `edgeseq export` wrote")
-    files = identify_files(folder)
+    with _readable():
+        if not folder.is_dir():
+            raise BundleError(f"bundle {str(path)!r} is not a folder: expected what `edgeseq export` wrote")
+        files = identify_files(folder)
     data = _read_manifest(folder)
     manifest = Manifest.from_bytes(data, str(folder / MANIFEST_FILE))
     for entry in manifest.entries:
         _check_file(folder, entry)
     _check_signatures(manifest, folder)
     sha256 = hashlib.sha256(data).hexdigest()
+    predictors = _read_predictors(folder, manifest)
     return Bundle(
         path=folder,
         manifest=manifest,
         sha256=sha256,
         files=files,
         tokenizer=_read_tokenizer(folder, manifest),
-        predictors=_read_predictors(folder, manifest),
+        predictors=predictors,
         known_answers={} if manifest.compute_type == "float32" else _read_tensors(folder, manifest, "known_answers"),
-        calibration=_read_calibration(folder, sha256),
+        calibration=_read_calibration(folder, manifest, predictors, sha256),
         shortlist=_read_shortlist(folder, manifest),
     )
 
@@ -143,7 +146,9 @@ def describe_file(folder: Path, file: str, role: FileRole) -> FileEntry:
 def _read_manifest(folder: Path) -> bytes:
     size = _regular_file_size(folder, MANIFEST_FILE)
     if size > MAX_MANIFEST_BYTES:
-        raise BundleError(f"{folder / MANIFEST_FILE} has {size} bytes, expected at most {MAX_MANIFEST_BYTES}")
+        raise BundleError(
+            f"{folder / MANIFEST_FILE} has {size} bytes, expected at most {MAX_MANIFEST_BYTES}; {_WAY_OUT}"
+        )
     with _readable():
         return (folder / MANIFEST_FILE).read_bytes()
 
@@ -205,7 +210,8 @@ def _check_signatures(manifest: Manifest, folder: Path) -> None:
     if problems:
         listed = "\n".join(f"  {problem}" for problem in problems)
         raise BundleError(
-            f"{folder / MANIFEST_FILE} lists graphs that do not fit its model ({len(problems)} problems):\n{listed}"
+            f"{folder / MANIFEST_FILE} lists graphs that do not fit its model ({len(problems)} problems); {_WAY_OUT}:\n"
+            f"{listed}"
         )
 
 
@@ -241,21 +247,29 @@ def _read_tokenizer(folder: Path, manifest: Manifest) -> Tokenizer:
         raise BundleError(str(error)) from error
     if tokenizer.vocab_size != manifest.tokenizer.pieces:
         raise BundleError(
-            f"{path} has {tokenizer.vocab_size} pieces, but the manifest says {manifest.tokenizer.pieces}"
+            f"{path} has {tokenizer.vocab_size} pieces, but the manifest says {manifest.tokenizer.pieces}; {_WAY_OUT}"
         )
     return tokenizer
 
 
-def _read_calibration(folder: Path, sha256: str) -> Calibration | None:
+def _read_calibration(
+    folder: Path, manifest: Manifest, predictors: dict[str, Predictor], sha256: str
+) -> Calibration | None:
     path = folder / CALIBRATION_FILE
     if not os.path.lexists(path):
         return None
     size = _regular_file_size(folder, CALIBRATION_FILE)
     if size > MAX_CALIBRATION_BYTES:
-        raise BundleError(f"{path} has {size} bytes, expected at most {MAX_CALIBRATION_BYTES}")
+        raise BundleError(f"{path} has {size} bytes, expected at most {MAX_CALIBRATION_BYTES}; {CALIBRATE_AGAIN}")
     with _readable():
         data = path.read_bytes()
-    return parse_calibration(data, path, sha256)
+    calibration = parse_calibration(data, path, sha256)
+    for point in calibration.points:
+        try:
+            parse_policy(point.policy, manifest, predictors)
+        except PolicyError as error:
+            raise BundleError(f"{path}: operating point {point.name!r}: {error}; {CALIBRATE_AGAIN}") from error
+    return calibration
 
 
 def _read_tensors(
@@ -263,7 +277,9 @@ def _read_tensors(
 ) -> dict[str, npt.NDArray[Any]]:
     path = folder / _entry_of(manifest, role).file
     if path.stat().st_size > MAX_TENSORS_BYTES:
-        raise BundleError(f"{path} has more than {MAX_TENSORS_BYTES} bytes, too large for {role.replace('_', ' ')}")
+        raise BundleError(
+            f"{path} has more than {MAX_TENSORS_BYTES} bytes, too large for {role.replace('_', ' ')}; {_WAY_OUT}"
+        )
     tensors = read_safetensors(path.read_bytes(), str(path), dtype)
     if not all(np.isfinite(tensor).all() for tensor in tensors.values()):
         raise BundleError(f"{path} holds numbers that are not finite: export the model again")
@@ -280,7 +296,7 @@ def _read_predictors(folder: Path, manifest: Manifest) -> dict[str, Predictor]:
     for entry in manifest.predictors:
         expected |= entry.tensor_shapes(manifest.model.dim)
     if shapes != expected:
-        raise BundleError(f"{path} holds {shapes}, expected {expected}")
+        raise BundleError(f"{path} holds {shapes}, expected {expected}; {_WAY_OUT}")
     classes: dict[PredictorKind, type[Predictor]] = {"halting": HaltingUnits, "certainty": CertaintyUnits}
     return {
         entry.name: classes.get(entry.kind, DepthClassifier)(

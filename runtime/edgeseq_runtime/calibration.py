@@ -15,6 +15,7 @@ from edgeseq_runtime.records import Measure, PositiveInt, Record, Sha256, list_p
 
 CALIBRATION_FILE = "calibration.json"
 CALIBRATION_VERSION: Final = 2
+CALIBRATE_AGAIN = "delete it, and run `edgeseq calibrate` to have operating points again"
 
 _Level = Annotated[float, Field(gt=0, lt=1)]
 
@@ -150,14 +151,13 @@ def parse_calibration(data: bytes, path: Path, bundle_sha256: str) -> Calibratio
     Raises:
         BundleError: It is damaged, of another version, or another bundle's.
     """
-    way_out = "delete it, and run `edgeseq calibrate` to have operating points again"
     try:
         calibration = Calibration.model_validate_json(data)
     except ValidationError as error:
-        raise BundleError(f"{path} is not valid; {way_out} {list_problems(error, 'calibration')}") from error
+        raise BundleError(f"{path} is not valid; {CALIBRATE_AGAIN} {list_problems(error, 'calibration')}") from error
     if calibration.bundle_sha256 != bundle_sha256:
         raise BundleError(
             f"{path} belongs to the bundle {calibration.bundle_sha256[:12]}, but this one is {bundle_sha256[:12]}: "
-            f"thresholds of another model mean nothing here; {way_out}"
+            f"thresholds of another model mean nothing here; {CALIBRATE_AGAIN}"
         )
     return calibration

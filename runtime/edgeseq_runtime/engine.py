@@ -222,9 +222,9 @@ class Engine:
             BundleError: As of :meth:`encode`.
             DeviceError: onnxruntime fails.
         """
+        self._check_step(state.rows if parents is None else len(parents), tokens, depths)
         if parents is not None:
             state.select(parents)
-        self._check_step(state, tokens, depths)
         if state.layout.grows:
             state.fit_rings()
         if state.alone is not None:
@@ -245,7 +245,7 @@ class Engine:
         Args:
             state: Advanced by as many positions as tokens are found.
             token: The token at the row's current position.
-            most: Tokens to find at most.
+            most: Tokens to find at most, 1 or more.
             never: Ids that are not chosen.
             depths: The depth of each of ``most`` tokens, from 1 to N, instead of the policy's choice. None leaves all
                 to it.
@@ -289,11 +289,11 @@ class Engine:
             state.bound[key] = self._graphs[key].bind()
         return state.bound[key]
 
-    def _check_step(self, state: DecoderState, tokens: IntArray, depths: IntArray | None) -> None:
+    def _check_step(self, rows: int, tokens: IntArray, depths: IntArray | None) -> None:
         for name, array in (("tokens", tokens), ("depths", depths)):
-            if array is not None and array.shape != (state.rows,):
-                raise InputError(f"{name} has the shape {array.shape}, expected ({state.rows},)")
-        if depths is not None and state.rows and not 0 <= depths.min() <= depths.max() <= self.full_depth:
+            if array is not None and array.shape != (rows,):
+                raise InputError(f"{name} has the shape {array.shape}, expected ({rows},)")
+        if depths is not None and rows and not 0 <= depths.min() <= depths.max() <= self.full_depth:
             raise InputError(
                 f"depths are {depths.tolist()}, expected 1 to {self.full_depth}, or 0 for the policy's choice"
             )

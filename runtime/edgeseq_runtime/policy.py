@@ -1,18 +1,6 @@
 """Depth policies: after which decoder block each token stops.
 
-The engine asks one after each block. A user names it, see ``policy_names``:
-
-*   ``full``, ``3``: every token stops after the same block.
-*   ``speculative``, ``speculative:2``: what ``full`` gives, the same bits. Of a sentence decoded alone block 1, or
-    2, drafts tokens, and the blocks above verify several in one call; see ``speculation``.
-*   ``NAME:T`` with a threshold: a token stops after the first block below N whose signal exceeds T.
-    The signal is chi of halting units called NAME (Elbayad et al., 2020, section 3.2), or for
-    ``confidence`` the largest probability of the exit. ``NAME:T,T,T`` has a threshold per block,
-    and ``NAME:T@1,4`` stops after blocks 1 and 4 only.
-*   ``NAME``: a depth chosen once, per token after block 1 (multinomial) or per sentence
-    (sequence): the one of greatest probability; with ``NAME:T`` the lowest whose cumulative
-    probability reaches T.
-*   ``adaptive``, ``adaptive:NAME``: an operating point of the bundle.
+The engine asks one after each block. How a user names it is told in ``policy_names``.
 
 Decisions are made on one row at a time and never depend on a row's neighbours.
 """

@@ -1,4 +1,17 @@
-"""How depth policies are spelled: from a user's word to the object that the engine asks."""
+"""How depth policies are spelled: from a user's word to the object that the engine asks.
+
+*   ``full``, ``3``: every token stops after the same block.
+*   ``speculative``, ``speculative:2``: what ``full`` gives, the same bits. Of a sentence decoded alone block 1, or
+    2, drafts tokens, and the blocks above verify several in one call; see ``speculation``.
+*   ``NAME:T`` with a threshold: a token stops after the first block below N whose signal exceeds T.
+    The signal is chi of halting units called NAME (Elbayad et al., 2020, section 3.2), the same of certainty units,
+    which read how certain an exit is, or for ``confidence`` the largest probability of the exit. ``NAME:T,T,T`` has a
+    threshold per block, and ``NAME:T@1,4`` stops after blocks 1 and 4 only.
+*   ``NAME``: a depth chosen once, per token after block 1 (multinomial) or per sentence
+    (sequence): the one of greatest probability; with ``NAME:T`` the lowest whose cumulative
+    probability reaches T.
+*   ``adaptive``, ``adaptive:NAME``: an operating point of the bundle.
+"""
 
 import math
 from collections.abc import Mapping
@@ -81,7 +94,8 @@ def available_policies(manifest: Manifest, calibration: Calibration | None = Non
         else:
             names.append(f"{entry.name} or {entry.name}:T with T from 0 to 1")
     if full_depth > 1:
-        names.append(f"{CONFIDENCE}:T with T from 0 to 1, and like all thresholds also T,T,... by block or T@1,2")
+        by_block = ", and like all thresholds also T,T,... by block or T@1,2" if full_depth > 2 else ""
+        names.append(f"{CONFIDENCE}:T with T from 0 to 1{by_block}")
     names += [
         f"adaptive (= {policy})" if name == DEFAULT_POINT else f"adaptive:{name} (= {policy})"
         for name, policy in operating_points(manifest, calibration).items()

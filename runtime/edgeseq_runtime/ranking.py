@@ -4,11 +4,12 @@ The graph is no bundle's but the package's own, and serves any logits. ``edgeseq
 """
 
 from functools import cache
-from pathlib import Path
+from importlib import resources
 
 import numpy as np
 
 from edgeseq_runtime.arrays import FloatArray, IntArray
+from edgeseq_runtime.errors import DeviceError
 from edgeseq_runtime.manifest import TensorSpec
 from edgeseq_runtime.sessions import CPU_PROVIDER, Graph
 from edgeseq_runtime.signatures import GraphInterface
@@ -41,7 +42,7 @@ def rank(logits: FloatArray, number: int) -> tuple[FloatArray, IntArray]:
         lower column.
 
     Raises:
-        DeviceError: onnxruntime cannot be imported, or fails.
+        DeviceError: onnxruntime cannot be imported, or fails; or the package lacks the graph.
     """
     number = min(number, logits.shape[1])
     log_probabilities, columns = _graph().run({"logits": logits, "number": np.array([number], dtype=np.int64)})
@@ -50,4 +51,11 @@ def rank(logits: FloatArray, number: int) -> tuple[FloatArray, IntArray]:
 
 @cache
 def _graph() -> Graph:
-    return Graph(Path(__file__).parent, RANKING, CPU_PROVIDER)
+    file = resources.files(__package__) / RANKING.file
+    try:
+        return Graph(file.read_bytes(), RANKING, CPU_PROVIDER)
+    except FileNotFoundError as error:
+        raise DeviceError(
+            f"edgeseq_runtime lacks its file {RANKING.file}, which beams need: install edgeseq again; a program that "
+            "is packed into one file has to take along the package's data"
+        ) from error

@@ -75,7 +75,7 @@ class GreedyDecoder(Decoder[State], Protocol[State]):
     def run_ahead(
         self, state: State, token: int, most: int, never: Sequence[int]
     ) -> tuple[list[int], list[int]] | None:
-        """Decode the only row greedily, up to EOS or ``most`` tokens; give them and their depths.
+        """Decode the only row greedily, up to EOS or ``most`` (1 or more) tokens; give them and their depths.
 
         None where there are several rows, or where the decoder has to be asked for each step.
         """

@@ -114,7 +114,8 @@ class Graphs:
                 found = self._ready.get(key)  # another thread may have been here
                 if found is None:
                     self._check_unchanged()
-                    found = self._ready[key] = Graph(self._folder, self._signatures[key], self.provider)
+                    signature = self._signatures[key]
+                    found = self._ready[key] = Graph(self._folder / signature.file, signature, self.provider)
         return found
 
     def _check_unchanged(self) -> None:
@@ -130,22 +131,22 @@ class Graph:
         provider: The execution provider it runs on.
     """
 
-    def __init__(self, folder: Path, interface: GraphInterface, provider: str) -> None:
+    def __init__(self, model: Path | bytes, interface: GraphInterface, provider: str) -> None:
         """Create the session and compare its inputs and outputs with ``interface``.
 
         Args:
-            folder: Where its file is: a bundle, most often.
+            model: Its file, or what such a file holds.
             interface: What the graph is expected to take and give.
             provider: An execution provider of :func:`select_provider`.
 
         Raises:
-            BundleError: onnxruntime refuses the file, or it is not the graph expected.
+            BundleError: onnxruntime refuses it, or it is not the graph expected.
             DeviceError: The provider could not be started.
         """
         self._file = interface.file
         self.provider = provider
         self._outputs = [tensor.name for tensor in interface.outputs]
-        self._session = _create_session(folder / interface.file, provider)
+        self._session = _create_session(model, interface.file, provider)
         if provider not in self._session.get_providers():
             raise DeviceError(
                 f"{provider} could not be started, and falling back to another device is not done "
@@ -311,7 +312,7 @@ def _share_arena() -> None:
 
 
 # onnxruntime's objects are Any from here on.
-def _create_session(path: Path, provider: str) -> Any:
+def _create_session(model: Path | bytes, file: str, provider: str) -> Any:
     onnxruntime = _import_onnxruntime()
     options = onnxruntime.SessionOptions()
     # Each session would have threads of its own, and they wait by spinning: two on two cores are 8 times as
@@ -328,8 +329,10 @@ def _create_session(path: Path, provider: str) -> Any:
         onnxruntime.preload_dlls()
     try:
         # Its own fallback prints to stdout, and goes on with the CPU when a call fails: not silently, here.
-        return onnxruntime.InferenceSession(str(path), options, providers=[provider], enable_fallback=False)
+        given = model if isinstance(model, bytes) else str(model)
+        return onnxruntime.InferenceSession(given, options, providers=[provider], enable_fallback=False)
     except Exception as error:  # onnxruntime's exceptions have no common root but Exception
+        path = file if isinstance(model, bytes) else model
         if provider == CUDA_PROVIDER:
             raise DeviceError(
                 f"{path} cannot be loaded for {provider}: {error}: check the driver and the CUDA libraries, or ask for "

@@ -24,7 +24,7 @@ from eager_engine import EagerEngine
 from edgeseq_export import ExportError, ValidationText, bundle_writer, export_run, operating_point, quantisation
 from edgeseq_export.compute_types import quantise_columns
 from edgeseq_export.graph_writer import ONNXRUNTIME_DOMAIN
-from edgeseq_export.quantisation import Choices, blame_graphs, compare_choices, format_blame, problems
+from edgeseq_export.quantisation import Choices, Reference, blame_graphs, format_blame, problems
 from edgeseq_export.weights_file import WEIGHTS_FILE
 from edgeseq_runtime import Translation, Translator
 from edgeseq_runtime.arrays import AnyArray, IntArray
@@ -201,7 +201,7 @@ def test_the_manifest_tells_what_the_compute_type_changed(
     ids = [[*loaded.tokenizer.encode(line), EOS_ID] for line in valid]
     engines = [engine_of(folder, loaded) for folder in (loaded.path, quantised)]
     tokens, depths = (
-        compare_choices(engines[0], engines[1], opened.policy(depth), ids) for depth in ("full", "adaptive")
+        Reference(engines[0], opened.policy(depth), ids).compare(engines[1]) for depth in ("full", "adaptive")
     )
     assert (report.tokens, report.token_agreement) == (tokens.tokens, tokens.token_agreement)
     assert report.depth_changes == depths.depth_changes
@@ -487,11 +487,11 @@ def test_an_engine_chooses_as_it_does_itself_and_a_damaged_one_does_not(
 ) -> None:
     policy = loaded.policy(policies[name])
     for folder in (bundle, damaged):
-        same = compare_choices(engine_of(folder, loaded), engine_of(folder, loaded), policy, sources)
+        same = Reference(engine_of(folder, loaded), policy, sources).compare(engine_of(folder, loaded))
         assert (same.token_agreement, same.depth_changes) == (1.0, 0.0)
         assert same.tokens > len(sources)
     # Control: block 2 is damaged. Fixed depths do not change for that; those chosen before it need not.
-    choices = compare_choices(engine_of(bundle, loaded), engine_of(damaged, loaded), policy, sources)
+    choices = Reference(engine_of(bundle, loaded), policy, sources).compare(engine_of(damaged, loaded))
     assert choices.token_agreement < 0.95
     if name in {"full", "2"}:
         assert choices.depth_changes == 0
@@ -533,9 +533,9 @@ def test_choices_are_those_of_each_position_by_itself(
         tokens += len(led.tokens)
         same_tokens += sum(map(int.__eq__, alone_tokens, led.tokens))
         same_depths += sum(map(int.__eq__, alone_depths, led.depths))
-    assert compare_choices(float32, quantised, policy, few) == Choices(tokens, same_tokens, same_depths)
+    assert Reference(float32, policy, few).compare(quantised) == Choices(tokens, same_tokens, same_depths)
     # Control: another engine is led.
-    assert compare_choices(float32, float32, policy, few) != Choices(tokens, same_tokens, same_depths)
+    assert Reference(float32, policy, few).compare(float32) != Choices(tokens, same_tokens, same_depths)
 
 
 def test_the_damaged_graph_is_blamed_first(

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from edgeseq_runtime.atomic import publish_directory, write_file
+from edgeseq_runtime.atomic import publish_directory, recover, write_file
 
 
 def names_in(folder: Path) -> list[str]:
@@ -108,6 +108,18 @@ def test_old_folder_returns_when_the_new_one_cannot_move(tmp_path: Path, monkeyp
         pass
     assert names_in(tmp_path) == ["en-de.bundle"]
     assert names_in(target) == ["old"]
+
+
+def test_what_killed_processes_left_is_put_in_order(tmp_path: Path) -> None:
+    """One died between the two renames of a folder, one after them, others while they wrote."""
+    for name in (".lost.0a1b.old", ".replaced.0a1b.old", "replaced", ".half.0a1b.tmp"):
+        (tmp_path / name).mkdir()
+        (tmp_path / name / f"of {name}").touch()
+    (tmp_path / ".file.0a1b.tmp").write_bytes(b"half")
+    recover(tmp_path)
+    assert sorted(names_in(tmp_path)) == ["lost", "replaced"]
+    assert names_in(tmp_path / "lost") == ["of .lost.0a1b.old"]
+    assert names_in(tmp_path / "replaced") == ["of replaced"]
 
 
 def test_foreign_folder_is_not_replaced(tmp_path: Path) -> None:

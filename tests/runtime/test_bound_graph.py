@@ -38,7 +38,7 @@ def embed(tmp_path_factory: pytest.TempPathFactory) -> Graph:
     x = writer.add("Add", writer.add("Gather", writer.constant(table), "tokens"), "position_vectors")
     writer.add("ScatterND", "states", "own_cells", x, output="next_states")
     onnx.save(writer.finish(), folder / EMBED.file)
-    return Graph(folder, EMBED, CPU_PROVIDER)
+    return Graph(folder / EMBED.file, EMBED, CPU_PROVIDER)
 
 
 def embed_feed(*tokens: int) -> dict[str, AnyArray]:
@@ -71,7 +71,7 @@ def test_bound_state_is_what_later_runs_read(tiny_bundle: Path) -> None:
     """A block on its own state, run after run: the same bits as when everything is handed over anew."""
     facts = tiny_facts()
     signature = next(s for s in expected_signatures(facts) if s.file == "block_2.onnx")
-    graph = Graph(tiny_bundle, signature, CPU_PROVIDER)
+    graph = Graph(tiny_bundle / signature.file, signature, CPU_PROVIDER)
     bound, layout = graph.bind(), Layout(facts)
     generator = np.random.default_rng(0)
 
@@ -227,7 +227,7 @@ def test_an_output_of_fewer_rows_is_filled_from_the_front(tmp_path: Path) -> Non
     writer = GraphWriter(signature)
     writer.add("Identity", "x", output="y")
     onnx.save(writer.finish(), tmp_path / "copy.onnx")
-    bound, memory = Graph(tmp_path, signature, CPU_PROVIDER).bind(), OutputMemory(4)
+    bound, memory = Graph(tmp_path / signature.file, signature, CPU_PROVIDER).bind(), OutputMemory(4)
     memory.array[:] = 7
     for given in ([1, 2], [3, 4, 5, 6], [8], [9]):
         before = memory.array.copy()

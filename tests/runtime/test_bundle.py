@@ -100,6 +100,14 @@ def test_missing_file_is_named(bundle: Path, name: str) -> None:
     assert f"lacks {name}: No such file or directory; export or copy it again" in refusal(bundle)
 
 
+def test_a_folder_that_must_not_be_entered_is_named(bundle: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def refuse(self: Path) -> bool:
+        raise PermissionError(errno.EACCES, "Permission denied", str(self))
+
+    monkeypatch.setattr(Path, "is_dir", refuse)
+    assert refusal(bundle) == f"{bundle} cannot be read: Permission denied; let this user read all files of the bundle"
+
+
 @pytest.mark.parametrize("name", ["manifest.json", "head.onnx"])
 def test_a_file_that_must_not_be_read_is_named(bundle: Path, name: str, monkeypatch: pytest.MonkeyPatch) -> None:
     """Whose modes would not keep the administrator from reading it."""
@@ -163,7 +171,7 @@ def test_signatures_of_another_model_are_refused_by_graph(bundle: Path) -> None:
 
     edit_manifest(bundle, change)
     message = refusal(bundle)
-    assert "manifest.json lists graphs that do not fit its model (5 problems):" in message
+    assert "manifest.json lists graphs that do not fit its model (5 problems); export or copy the bundle" in message
     assert "  encoder.onnx: is the encoder of block 1, expected the encoder of block None" in message
     assert "  block_3.onnx: inputs are states float32['cells', 16], exit_states" in message
     assert "tap_places int64['active', 1, 4, 1, 1], stop_weight float32[1, 16]; expected states" in message
@@ -179,7 +187,7 @@ def test_missing_and_additional_blocks_are_named(bundle: Path) -> None:
 
     edit_manifest(bundle, change)
     message = refusal(bundle)
-    assert "(7 problems):" in message
+    assert "(7 problems);" in message
     assert "  graph cross_2.onnx is missing" in message
     assert "  graph block_4.onnx is not expected" in message
     assert "  graph cross_4.onnx is not expected" in message
@@ -252,7 +260,7 @@ def test_wrong_predictors_are_refused(bundle: Path, changes: dict[str, np.ndarra
     text = refusal(bundle)
     assert message in text
     if "holds {" in text:
-        assert text.endswith(f"expected {EXPECTED}")
+        assert text.endswith(f"expected {EXPECTED}; export or copy the bundle again")
 
 
 @pytest.fixture

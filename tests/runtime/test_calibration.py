@@ -100,6 +100,17 @@ def test_it_changes_no_hash(folder: Path) -> None:
     assert calibrated(folder).sha256 == before
 
 
+@pytest.mark.parametrize("policy", ["haltin:0.5", "halting:0.5@9", "7"])
+def test_a_point_whose_policy_the_bundle_lacks_is_refused(folder: Path, policy: str) -> None:
+    points = [{"name": "fast", "policy": policy, **MEASURES}]
+    with pytest.raises(BundleError) as caught:
+        calibrated(folder, points=points)
+    assert str(caught.value).startswith(
+        f"{folder / CALIBRATION_FILE}: operating point 'fast': depth policy {policy!r} "
+    )
+    assert str(caught.value).endswith("; delete it, and run `edgeseq calibrate` to have operating points again")
+
+
 def test_that_of_another_bundle_is_refused(folder: Path) -> None:
     (folder / CALIBRATION_FILE).write_bytes(document("b" * 64))
     own = load_bundle_hash(folder)

@@ -234,6 +234,9 @@ def test_wrong_steps_are_refused(plain: Case) -> None:
         engine.step(state, np.zeros(3, dtype=np.int64))
     with pytest.raises(InputError, match=r"depths are \[1, 5\], expected 1 to 4"):
         engine.step(state, np.zeros(2, dtype=np.int64), depths=np.array([1, 5]))
+    with pytest.raises(InputError, match=r"tokens has the shape \(2,\), expected \(1,\)"):
+        engine.step(state, np.zeros(2, dtype=np.int64), parents=np.array([1]))
+    assert state.rows == 2, "a step that is refused changes nothing"
 
 
 def test_graph_of_another_model_is_refused_by_name(plain: Case) -> None:

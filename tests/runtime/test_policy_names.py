@@ -195,6 +195,14 @@ def test_a_decoder_of_attention_drafts_nothing(manifest: Manifest) -> None:
         parse_policy("speculative", attention, {})
 
 
+def test_with_two_blocks_there_is_one_threshold(manifest: Manifest) -> None:
+    model = manifest.model.model_copy(update={"decoder_reaches": [3, 5]})
+    double = manifest.model_copy(update={"model": model, "predictors": [], "operating_points": []})
+    assert available_policies(double)[-1] == "confidence:T with T from 0 to 1"
+    with pytest.raises(PolicyError, match=r"has 2 thresholds for 1 blocks; give one, or one each\."):
+        parse_policy("confidence:0.5,0.5", double, {})
+
+
 def test_a_single_block_leaves_nothing_to_choose(manifest: Manifest) -> None:
     model = manifest.model.model_copy(update={"decoder_reaches": [3]})
     single = manifest.model_copy(update={"model": model, "predictors": [], "operating_points": []})

@@ -1,5 +1,6 @@
 """The graph that ranks pieces, against numpy; and what keeps a beam's bits: rows and padding do not matter."""
 
+from importlib import resources
 from pathlib import Path
 
 import numpy as np
@@ -10,6 +11,7 @@ from hypothesis import strategies as st
 from edgeseq_export.ranking_graph import write_ranking_graph
 from edgeseq_runtime import ranking
 from edgeseq_runtime.arrays import FloatArray
+from edgeseq_runtime.errors import DeviceError
 from edgeseq_runtime.ranking import RANKING, rank
 from edgeseq_runtime.shortlist import CANDIDATE_MULTIPLE
 
@@ -22,6 +24,12 @@ def test_the_file_is_what_export_writes() -> None:
     """`python -m edgeseq_export.ranking_graph` writes it anew."""
     file = Path(ranking.__file__).with_name(RANKING.file)
     assert file.read_bytes() == write_ranking_graph().SerializeToString(deterministic=True)
+
+
+def test_a_package_without_its_file_says_so(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(resources, "files", lambda package: tmp_path)
+    with pytest.raises(DeviceError, match=r"edgeseq_runtime lacks its file ranking\.onnx, .*: install edgeseq again"):
+        ranking._graph.__wrapped__()
 
 
 @given(

@@ -122,7 +122,7 @@ def write_head(
 
 def test_graph_runs(tmp_path: Path) -> None:
     """Control of the refusals; axes whose size varies may be called anything."""
-    graph = Graph(write_head(tmp_path), HEAD, CPU_PROVIDER)
+    graph = Graph(write_head(tmp_path) / HEAD.file, HEAD, CPU_PROVIDER)
     (logits,) = graph.run({"exit_states": np.ones((3, 16), dtype=np.float32)})
     np.testing.assert_array_equal(logits, np.full((3, 60), 16, dtype=np.float32))
 
@@ -149,7 +149,7 @@ def test_graph_that_lies_about_its_signature_is_refused(
     tmp_path: Path, changes: dict[str, list[tuple[str, int, list[int | str | None]]]], message: str
 ) -> None:
     with pytest.raises(BundleError) as error:
-        Graph(write_head(tmp_path, **changes), HEAD, CPU_PROVIDER)
+        Graph(write_head(tmp_path, **changes) / HEAD.file, HEAD, CPU_PROVIDER)
     assert str(error.value).startswith("head.onnx is not the graph the manifest declares: ")
     assert message in str(error.value)
 
@@ -159,13 +159,13 @@ def test_wrong_type_is_refused(tiny_bundle: Path) -> None:
     floats = tuple(spec.model_copy(update={"dtype": "float32"}) for spec in block.inputs)
     wrong = GraphInterface(block.file, floats, block.outputs)
     with pytest.raises(BundleError, match=r"its inputs are tokens tensor\(int64\)"):
-        Graph(tiny_bundle, wrong, CPU_PROVIDER)
+        Graph(tiny_bundle / wrong.file, wrong, CPU_PROVIDER)
 
 
 def test_file_that_is_no_graph_is_refused(tmp_path: Path) -> None:
     (tmp_path / HEAD.file).write_bytes(b"not a graph")
     with pytest.raises(BundleError, match=r"head\.onnx cannot be loaded by onnxruntime \d"):
-        Graph(tmp_path, HEAD, CPU_PROVIDER)
+        Graph(tmp_path / HEAD.file, HEAD, CPU_PROVIDER)
 
 
 def test_provider_that_does_not_start_is_an_error(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -179,7 +179,7 @@ def test_provider_that_does_not_start_is_an_error(tmp_path: Path, monkeypatch: p
     monkeypatch.setattr(onnxruntime, "InferenceSession", fall_back)
     monkeypatch.setattr(onnxruntime, "preload_dlls", lambda: None)
     with pytest.raises(DeviceError, match="CUDAExecutionProvider could not be started, and falling"):
-        Graph(write_head(tmp_path), HEAD, CUDA_PROVIDER)
+        Graph(write_head(tmp_path) / HEAD.file, HEAD, CUDA_PROVIDER)
 
 
 def test_auto_goes_on_with_the_cpu_where_cuda_does_not_start(
@@ -239,7 +239,7 @@ def test_sessions_ask_for_the_shared_arena(tmp_path: Path, monkeypatch: pytest.M
     sessions._share_arena.cache_clear()
     write_head(tmp_path)
     for _ in range(3):
-        Graph(tmp_path, HEAD, CPU_PROVIDER)
+        Graph(tmp_path / HEAD.file, HEAD, CPU_PROVIDER)
     assert asked == ["1"] * 3
     assert len(registered) == 1
 
@@ -249,7 +249,7 @@ def test_the_arena_may_be_asked_for_twice(tmp_path: Path) -> None:
     write_head(tmp_path)
     for _ in range(2):
         sessions._share_arena.cache_clear()
-        graph = Graph(tmp_path, HEAD, CPU_PROVIDER)
+        graph = Graph(tmp_path / HEAD.file, HEAD, CPU_PROVIDER)
         assert graph.run({"exit_states": np.ones((3, 16), dtype=np.float32)})[0].shape == (3, 60)
 
 
@@ -271,7 +271,7 @@ if sys.argv[2] == "private":
 inputs = TensorSpec(name="exit_states", dtype="float32", shape=["rows", 16])
 outputs = TensorSpec(name="logits", dtype="float32", shape=["rows", 60])
 signature = GraphInterface("head.onnx", (inputs,), (outputs,))
-graphs = [Graph(Path(sys.argv[1]), signature, CPU_PROVIDER) for _ in range(6)]
+graphs = [Graph(Path(sys.argv[1]) / signature.file, signature, CPU_PROVIDER) for _ in range(6)]
 x = np.ones((4096, 16), dtype=np.float32)
 peaks = []
 for graph in graphs:
@@ -309,6 +309,6 @@ def test_sessions_share_the_memory_of_a_large_batch(tmp_path: Path) -> None:
 
 
 def test_failing_run_names_graph_and_shapes(tmp_path: Path) -> None:
-    graph = Graph(write_head(tmp_path), HEAD, CPU_PROVIDER)
+    graph = Graph(write_head(tmp_path) / HEAD.file, HEAD, CPU_PROVIDER)
     with pytest.raises(DeviceError, match=r"head\.onnx failed on .* \{'exit_states': \(3, 5\)\}"):
         graph.run({"exit_states": np.ones((3, 5), dtype=np.float32)})

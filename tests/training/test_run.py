@@ -13,7 +13,7 @@ import torch
 
 import edgeseq.training.run
 import edgeseq.training.trainer
-from edgeseq.config import RunConfig
+from edgeseq.config import RunConfig, TrainingConfig
 from edgeseq.config_files import load_resolved_config
 from edgeseq.data.vocabulary import train_tokenizer
 from edgeseq.errors import CheckpointError, ConfigError, DataError, DivergenceError, EdgeseqError
@@ -228,6 +228,51 @@ def test_predictors_can_be_added_to_a_finished_run(
     assert {path: path.stat().st_mtime_ns for path in (run / "exit_states").iterdir()} == cached, "computed again"
     assert "predictor by-sentence: loss" in caplog.text
     assert "predictor halting" not in caplog.text
+
+
+def test_a_resumed_run_never_pairs_a_configuration_with_other_weights(
+    tmp_path: Path, finished: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Interrupted while a predictor is trained for another target, it has no model until it goes on."""
+    run = tmp_path / "run"
+    shutil.copytree(finished, run)
+    other = [HALTING, FROZEN[0], {**FROZEN[1], "sigma": 2.0}]
+    config = make_config(finished.parent, predictors=other)
+    with monkeypatch.context() as patch:
+        interrupt_at(patch, *MOMENTS["frozen"], 1)
+        with pytest.raises(KeyboardInterrupt):
+            train(config, run, resume=True)
+    assert refusal(CheckpointError, lambda: load_run(run)) == f"there is no {run / 'model.safetensors'}"
+    train(config, run, resume=True)
+    assert load_run(run)[0] == config
+
+
+@pytest.mark.parametrize("resume", [False, True])
+def test_a_finished_run_without_checkpoints_is_kept(tmp_path: Path, finished: Path, resume: bool) -> None:
+    run = tmp_path / "run"
+    shutil.copytree(finished, run)
+    shutil.rmtree(run / "checkpoints")
+    before = {name: (run / name).read_bytes() for name in ("config.json", "tokenizer.model", "model.safetensors")}
+    config = make_config(tmp_path, **NO_PREDICTORS)
+    assert refusal(ConfigError, lambda: train(config, run, resume=resume)) == (
+        f"{run} holds a finished run whose checkpoints are gone, so there is nothing to resume; give another --out, "
+        f"and training.start_from = '{run}' to begin with its weights"
+    )
+    assert {name: (run / name).read_bytes() for name in before} == before
+
+
+def test_every_setting_of_training_is_known_to_resuming(tmp_path: Path) -> None:
+    """A new one has to be sorted: it may not change, or not after its phase, or whenever."""
+    module = edgeseq.training.run
+    fixed = {"seed", "batch_tokens", "start_from"}
+    free = {"average_checkpoints", "keep_checkpoints", "precision", "device", "threads"}
+    free |= {"valid_interval", "valid_sentences", "valid_depths"}
+    groups = [fixed, free, set(module._SCHEDULE), set(module._OBJECTIVE)]
+    assert sorted(name for group in groups for name in group) == sorted(TrainingConfig.model_fields)
+    config = make_config(tmp_path)
+    for name in fixed:
+        other = config.model_copy(update={"training": config.training.model_copy(update={name: "other"})})
+        assert module._changes(config, other) == [f"training.{name}"]
 
 
 def test_a_predictor_ends_the_same_whichever_others_are_trained(tmp_path: Path, finished: Path) -> None:

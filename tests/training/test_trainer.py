@@ -15,7 +15,7 @@ import edgeseq.training.checkpoints
 import edgeseq.training.trainer
 import edgeseq.training.validation
 from edgeseq.data.batching import Batch, collate, plan_epoch
-from edgeseq.errors import CheckpointError
+from edgeseq.errors import CheckpointError, DivergenceError
 from edgeseq.models import Seq2Seq
 from edgeseq.training.checkpoints import Progress, list_checkpoints, load_checkpoint, model_tensors
 from edgeseq.training.objectives import AlignedExits, Objective
@@ -405,6 +405,18 @@ def with_losses(monkeypatch: pytest.MonkeyPatch, *losses: float) -> None:
     """Makes validation find these losses at full depth, one after the other."""
     following = iter(losses)
     monkeypatch.setattr(edgeseq.training.trainer, "loss_per_depth", lambda *args: [9.0, next(following)])
+
+
+def test_a_model_that_has_diverged_is_not_asked_to_translate(
+    tmp_path: Path, tokenizer: Tokenizer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It would never say EOS."""
+    with_losses(monkeypatch, float("nan"))
+    monkeypatch.setattr(edgeseq.training.trainer, "bleu_per_depth", lambda *args: pytest.fail("it is asked"))
+    trainer = make_trainer(tmp_path, tokenizer, valid_interval=1)
+    with pytest.raises(DivergenceError, match="training has diverged: by step 1 of joint"):
+        trainer.run_phase(make_phase("joint", 2, trainer), resume=False)
+    assert list((tmp_path / "checkpoints").glob("*")) == []
 
 
 @pytest.mark.parametrize(("patience", "steps"), [(0, 14), (1, 6), (2, 12), (3, 14)])
