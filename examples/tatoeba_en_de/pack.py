@@ -27,6 +27,9 @@ def pack(run: Path, folder: Path) -> None:
         folder: where they go; made if missing.
     """
     config, tokenizer, model = load_run(run)
+    size = 2 * sum(parameter.numel() for parameter in model.parameters())
+    if size > MAX_BYTES:
+        sys.exit(f"{run} has {size:,} bytes of 16-bit weights; a shipped model may have {MAX_BYTES:,}")
     folder.mkdir(exist_ok=True)
     # Paths as config.toml writes them: relative to this folder.
     plain = load_config(HERE / "config.toml").data
@@ -36,9 +39,6 @@ def pack(run: Path, folder: Path) -> None:
     write_file(folder / CONFIG_FILE, save_config(config))
     write_file(folder / TOKENIZER_FILE, tokenizer.model_bytes)
     save_model(model, folder / MODEL_FILE, torch.float16)
-    size = (folder / MODEL_FILE).stat().st_size
-    if size > MAX_BYTES:
-        sys.exit(f"{folder / MODEL_FILE} has {size} bytes; a shipped model may have {MAX_BYTES}")
 
 
 if __name__ == "__main__":

@@ -33,7 +33,7 @@ SENTENCES = 20
 MAX_TIE_SHARE = 0.001
 MAX_TIES = 3  # in a few hundred decisions, where one is more than the share already
 BEAMS = [BeamOptions(size=4, n_best=4), BeamOptions(size=3, length_penalty=0.6, min_length=5, no_repeat_ngram=2)]
-BEAM_SENTENCES = 8
+BEAM_SENTENCES = 5
 # A beam whose continuations tie in float32 may keep another one, and end elsewhere: one sentence, at most.
 MAX_PARTED = 1
 

@@ -178,15 +178,12 @@ def test_a_graph_that_reads_places_without_a_position_is_refused(name: str) -> N
     assert [row.graph for row in failed_rows([compare_graph(part, facts, graph, seed=1)])] == ["block_3.onnx"]
 
 
+SMALLEST_STEP = "attention encoder, convolution decoder"
+
+
 @pytest.mark.parametrize(
     "name",
-    [
-        "gated",
-        "lightweight, gated, post-norm",
-        "untied",
-        "attention in windows and without, post-norm",
-        "attention encoder, convolution decoder",
-    ],
+    ["gated", "lightweight, gated, post-norm", "untied", "attention in windows and without, post-norm", SMALLEST_STEP],
 )
 def test_every_weight_of_a_graph_is_compared(name: str) -> None:
     """Control: each weight in turn is off by a hundredth of its size, and its graph is refused.
@@ -195,8 +192,9 @@ def test_every_weight_of_a_graph_is_compared(name: str) -> None:
     """
     model, facts = build(name)
     generator = np.random.default_rng(1)
-    # One block stands for all: the same code writes them.
-    for part in [part for part in split_model(model, facts) if part.signature.block in (None, 2)]:
+    # One block stands for all, and one model's whole step for those of others: the same code writes them.
+    parts = [part for part in split_model(model, facts) if part.signature.block in (None, 2)]
+    for part in [part for part in parts if part.signature.role != "step" or name == SMALLEST_STEP]:
         graph = write_graph(part)
         held = [tensor for inner in all_graphs(graph.graph) for tensor in inner.initializer]
         weights = [tensor for tensor in held if tensor.data_type == onnx.TensorProto.FLOAT]
