@@ -121,7 +121,7 @@ def reference_decode(
     device = next(model.parameters()).device
     source, padding_mask = pad_sources(sources, device)
     memory = model.encoder(source, padding_mask)
-    going = torch.arange(len(sources), device=device)  # the sentences that have not ended, of which the rest is
+    going = torch.arange(len(sources), device=device)  # the sentences that have not ended: everything below is of them
     tokens = torch.full((len(sources), 1), BOS_ID, device=device)
     depths = torch.empty((len(sources), 0), dtype=torch.long, device=device)
     limits = torch.tensor(max_lengths, device=device)
