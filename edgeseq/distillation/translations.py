@@ -17,7 +17,7 @@ from edgeseq.data.text import read_lines
 from edgeseq.errors import CheckpointError
 from edgeseq.progress import ProgressLine
 from edgeseq_runtime import BeamOptions, Translation, Translator, TranslatorPool
-from edgeseq_runtime.atomic import write_file
+from edgeseq_runtime.atomic import recover, write_file
 from edgeseq_runtime.tokenizer import EOS_ID
 
 SETTINGS_FILE = "settings.json"
@@ -151,8 +151,7 @@ def _part_path(folder: Path, part: int) -> Path:
 
 def _open_folder(folder: Path, settings: TranslationSettings) -> None:
     folder.mkdir(parents=True, exist_ok=True)
-    for unfinished in folder.glob(".*.tmp"):  # of a process that was killed
-        unfinished.unlink()
+    recover(folder)
     path = folder / SETTINGS_FILE
     if has_translations(folder):
         before = _read_settings(path)

@@ -176,13 +176,13 @@ def _best_continuations(step: Scored, beams: Sequence["_Beam"]) -> list[Iterable
     """For each sentence the best 2 · ``size``, best first."""
     size = beams[0].size
     forbidden = [tokens for beam in beams for tokens in beam.forbidden()]
-    scores, columns = rank(step.logits, 2 * size + max(map(len, forbidden)))
+    scores, columns = rank(step.logits, 2 * size + len(NEVER_CHOSEN) + max(map(len, forbidden)))
     tokens = columns if step.candidates is None else np.take_along_axis(step.candidates, columns, axis=1)
     totals = scores + np.array([total for beam in beams for total in beam.totals], dtype=np.float32)[:, None]
     for token in NEVER_CHOSEN:
         totals[tokens == token] = -np.inf
     for row, of_row in enumerate(forbidden):
-        if len(of_row) > len(NEVER_CHOSEN):
+        if of_row:
             totals[row, np.isin(tokens[row], of_row)] = -np.inf
     by_sentence = (len(beams), -1)
     order = (-totals).reshape(by_sentence).argsort(axis=1, kind="stable")[:, : 2 * size]
@@ -245,15 +245,11 @@ class _Beam:
         return [path.total for path in self._open] + [-np.inf] * (self.size - len(self._open))
 
     def forbidden(self) -> list[list[int]]:
-        """What each row must not go on with."""
-        always = list(NEVER_CHOSEN)
-        if len(self._open[0].tokens) + 1 < self._options.min_length:
-            always.append(EOS_ID)
+        """What each row must not go on with, beside what nobody may."""
+        too_early = [EOS_ID] if len(self._open[0].tokens) + 1 < self._options.min_length else []
         ngram = self._options.no_repeat_ngram
-        if not ngram:
-            return [always] * self.size
-        forbidden = [always + _repeating(self._prefix + path.tokens, ngram) for path in self._open]
-        return forbidden + [always] * (self.size - len(forbidden))
+        forbidden = [too_early + _repeating(self._prefix + path.tokens, ngram) for path in self._open]
+        return forbidden + [too_early] * (self.size - len(forbidden))
 
     def advance(self, best: Iterable[_Continuation], depths: Sequence[int]) -> list[int]:
         """Take one step.
