@@ -203,7 +203,7 @@ class TrainingConfig(ScheduleConfig):
     valid_sentences: int = Field(500, ge=1)
     """Validation pairs that are translated for BLEU; the loss is over all."""
     valid_depths: list[int] = []
-    """Depths at which BLEU is measured; empty: the first, the middle and the last."""
+    """Depths at which BLEU is measured; empty: the first, the middle and the last; with exits = "last" that alone."""
     patience: int = Field(0, ge=0)
     """Stop after so many validations without a better loss at full depth; 0: never."""
     keep_checkpoints: int = Field(5, ge=1)
@@ -211,7 +211,10 @@ class TrainingConfig(ScheduleConfig):
 
 
 class JointConfig(ScheduleConfig):
-    """`[joint]`: phase 2 of the paper, L = L_dec + α · L_exit: the trunk goes on training with the first predictor."""
+    """`[joint]`: phase 2 of the paper, L = L_dec + α · L_exit: the trunk goes on training with the first predictor.
+
+    Without this table there is no phase 2.
+    """
 
     epochs: float = Field(2.0, gt=0)
     """Passes over the training data."""
@@ -235,7 +238,11 @@ class FrozenConfig(_Table):
 
 
 class PredictorConfig(_Table):
-    """`[[predictors]]`: what tells how many blocks a token needs, and what it learns (Elbayad et al., section 3)."""
+    """`[[predictors]]`: what tells how many blocks a token needs, and what it learns (Elbayad et al., section 3).
+
+    Without any of these tables there is one, kind = "halting" and target = "gain". `--set` takes all of them at once:
+    --set 'predictors=[{kind="certainty"}]'.
+    """
 
     name: str = ""
     """What depth policies call it; empty: its kind."""

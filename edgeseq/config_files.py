@@ -8,7 +8,7 @@ from __future__ import annotations
 import json
 import tomllib
 from pathlib import Path
-from typing import Any, get_args
+from typing import Any, get_args, get_origin
 
 from pydantic import BaseModel, ValidationError
 
@@ -102,22 +102,30 @@ def _validate(table: Any, name: str) -> RunConfig:
         raise ConfigError(f"{name} has {len(lines)} mistake(s):\n" + "\n".join(lines)) from error
 
 
+def table_of(annotation: Any) -> type[BaseModel] | None:
+    """Finds the table in `Table`, `Table | None` or `list[Table]`; None where there is none."""
+    candidates = (annotation, *get_args(annotation))
+    return next((item for item in candidates if isinstance(item, type) and issubclass(item, BaseModel)), None)
+
+
 def _known_keys(location: tuple[int | str, ...]) -> str:
     table: type[BaseModel] = RunConfig
     for part in location[:-1]:
         if isinstance(part, str):  # an int counts the tables of a list
-            table = _table_of(table.model_fields[part].annotation)
+            inner = table_of(table.model_fields[part].annotation)
+            assert inner is not None, "a location leads through tables"
+            table = inner
     return "known here: " + ", ".join(table.model_fields)
-
-
-def _table_of(annotation: Any) -> type[BaseModel]:
-    """Finds the table in `Table`, `Table | None` or `list[Table]`."""
-    candidates = (annotation, *get_args(annotation))
-    return next(item for item in candidates if isinstance(item, type) and issubclass(item, BaseModel))
 
 
 def _set_dotted(table: dict[str, Any], key: str, value: Any) -> None:
     *parents, leaf = key.split(".")
+    first = RunConfig.model_fields.get(parents[0]) if parents else None
+    if first is not None and get_origin(first.annotation) is list:
+        raise ConfigError(
+            f"cannot set {key}: {parents[0]} is a list of tables; set the whole of it, as in "
+            f"--set '{parents[0]}=[{{{leaf}={json.dumps(value)}}}]'"
+        )
     for parent in parents:
         child = table.setdefault(parent, {})
         if not isinstance(child, dict):

@@ -58,7 +58,8 @@ _AVERAGE = re.compile(r"[0-9]+\.[0-9]+")
     show_default=True,
     metavar="D",
     help="A depth; or an average with a decimal point such as 2.4: depths of a real model's tokens, scaled to it; or "
-    "any depth policy of the bundle. Repeat it to measure several in turn.",
+    "any depth policy of the bundle. Repeat it to measure several in turn, and what each saves of the first one's "
+    "steps.",
 )
 @click.option(
     "--shortlist",
@@ -166,23 +167,14 @@ def _fixed(depth: str, facts: ModelFacts) -> DepthPolicy:
 
 
 def _table(timings: Sequence[Timing]) -> list[str]:
-    header = (
-        "depth",
-        "average",
-        "tokens/s",
-        "ms/step",
-        "ms/sentence",
-        "ms encoder",
-        "MFLOP/token",
-        "time saved",
-        "FLOPs saved",
-    )
+    """Lines for people; of several depths also the shares that they save of the first one's steps."""
+    header = ["depth", "average", "tokens/s", "ms/step", "ms/sentence", "ms encoder", "MFLOP/token"]
+    first, *others = timings
+    if others:
+        header += ["time saved", "FLOPs saved"]
     lines = [" ".join(f"{name:>12}" for name in header)]
-    first = timings[0]
     for timing in timings:
-        time_saved = 1 - timing.ms_per_step / first.ms_per_step
-        flops_saved = 1 - timing.mflop_per_token / first.mflop_per_token
-        values = (
+        values = [
             timing.depth,
             f"{timing.average_depth:.2f}",
             f"{timing.tokens_per_second:,.0f}",
@@ -190,8 +182,11 @@ def _table(timings: Sequence[Timing]) -> list[str]:
             f"{timing.ms_per_sentence:.2f}",
             f"{timing.ms_encoder:.2f}",
             f"{timing.mflop_per_token:.2f}",
-            f"{time_saved:.1%}",
-            f"{flops_saved:.1%}",
-        )
+        ]
+        if others:
+            values += [
+                f"{1 - timing.ms_per_step / first.ms_per_step:.1%}",
+                f"{1 - timing.mflop_per_token / first.mflop_per_token:.1%}",
+            ]
         lines.append(" ".join(f"{value:>12}" for value in values))
     return lines

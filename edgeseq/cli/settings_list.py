@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 import json
 from collections.abc import Iterator
 from typing import TYPE_CHECKING, Any, Literal, get_args, get_origin
@@ -25,25 +26,19 @@ def list_settings() -> Iterator[str]:
 
 def _describe_table(table: type[BaseModel], prefix: str, defaults: BaseModel | None) -> Iterator[str]:
     """Describes the keys of a table, whose defaults may be others than its own where it is part of a larger one."""
+    from edgeseq.config_files import table_of
+
     for name, field in table.model_fields.items():
         key = f"{prefix}{name}"
         default = field.get_default(call_default_factory=True) if defaults is None else getattr(defaults, name)
-        inner = _table_of(field.annotation)
+        inner = table_of(field.annotation)
         if inner is None:
             yield f"  {key} = {_show(default)}"
             yield click.wrap_text(_meaning(field), width=_WIDTH, initial_indent=_INDENT, subsequent_indent=_INDENT)
         else:
             yield ""
-            yield click.wrap_text((inner.__doc__ or "").strip(), width=_WIDTH)
+            yield click.wrap_text(inspect.cleandoc(inner.__doc__ or ""), width=_WIDTH, preserve_paragraphs=True)
             yield from _describe_table(inner, f"{key}.", default if isinstance(default, inner) else None)
-
-
-def _table_of(annotation: Any) -> type[BaseModel] | None:
-    """Finds the table in `Table`, `Table | None` or `list[Table]`."""
-    from pydantic import BaseModel
-
-    candidates = (annotation, *get_args(annotation))
-    return next((item for item in candidates if isinstance(item, type) and issubclass(item, BaseModel)), None)
 
 
 def _show(default: Any) -> str:

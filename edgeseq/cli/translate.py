@@ -5,6 +5,7 @@ import json
 import sys
 import warnings
 from collections.abc import Generator, Iterable
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 import click
@@ -145,8 +146,11 @@ def command(
     from its best decoding, and of one with more than 1,024 pieces the first 1,024 are: a warning on stderr names
     the line, and the exit code is 2 at the end.
     """
-    if trace_path == output_path:
-        message = f"--output and --trace both name {output_path!r}; give them different files"
+    if trace_path is not None and _same_file(trace_path, output_path):
+        message = f"--output and --trace both name {trace_path!r}; give them different files"
+        raise click.UsageError(message)
+    if input_path == prefix_path == STANDARD:
+        message = "--input and --prefix both read stdin; name a file for one of them"
         raise click.UsageError(message)
     if show_depth and n_best > 1:
         message = f"--show-depth shows one translation a line, --n-best {n_best} writes several; leave one of them out"
@@ -174,6 +178,11 @@ def command(
                 trace.write(_trace_line(number, result))
     repairs = [(file.name, "that were not valid UTF-8", file.invalid) for file in (lines, prefixes) if file]
     _report_repairs([*repairs, (lines.name, "cut short", cut)])
+
+
+def _same_file(one: str, other: str) -> bool:
+    """Whether two names are of one file, however they are spelled; only ``-`` is stdin or stdout."""
+    return one == other if STANDARD in (one, other) else Path(one).resolve() == Path(other).resolve()
 
 
 def _lines(number: int, result: "Translation", n_best: int, view: DepthView | None) -> list[str]:

@@ -1,16 +1,18 @@
 r"""Parallel text files: plain, .gz or .xz, one sentence a line, strictly UTF-8.
 
-Lines end at "\n" and nowhere else; a "\r" before it is dropped. Other Unicode line separators are text.
+Lines end at "\n" and nowhere else; a "\r" before it is dropped, and so is a byte order mark before the first line.
+Other Unicode line separators are text.
 """
 
 from __future__ import annotations
 
+import codecs
 import gzip
 import lzma
 import zlib
 from collections.abc import Iterator
 from pathlib import Path
-from typing import IO
+from typing import IO, NoReturn
 
 from edgeseq.errors import DataError
 
@@ -41,7 +43,8 @@ def read_lines(path: Path) -> Iterator[str]:
         try:
             for raw in file:
                 number += 1
-                yield raw.removesuffix(b"\n").removesuffix(b"\r").decode("utf-8")
+                line = raw.removesuffix(b"\n").removesuffix(b"\r")
+                yield (line.removeprefix(codecs.BOM_UTF8) if number == 1 else line).decode("utf-8")
         except UnicodeDecodeError as error:
             raise DataError(
                 f"{path}, line {number}: not valid UTF-8 at byte {error.start} ({error.reason}); "
@@ -72,7 +75,7 @@ def read_parallel(src: Path, tgt: Path) -> Iterator[tuple[str, str]]:
         target = next(target_lines, None)
         if target is None:
             _raise_lengths(src, tgt)
-        yield source, target  # type: ignore[misc]  # _raise_lengths does not return
+        yield source, target
         pairs += 1
     if next(target_lines, None) is not None:
         _raise_lengths(src, tgt)
@@ -80,7 +83,7 @@ def read_parallel(src: Path, tgt: Path) -> Iterator[tuple[str, str]]:
         raise DataError(f"{src} and {tgt} are empty (0 lines); give files with at least one sentence pair")
 
 
-def _raise_lengths(src: Path, tgt: Path) -> None:
+def _raise_lengths(src: Path, tgt: Path) -> NoReturn:
     source_count, target_count = count_lines(src), count_lines(tgt)
     for path, count in ((src, source_count), (tgt, target_count)):
         if count == 0:

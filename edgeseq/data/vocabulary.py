@@ -14,6 +14,8 @@ from edgeseq_runtime.tokenizer import BOS_ID, EOS_ID, PAD_ID, UNK_ID
 _THREADS = 2
 # A vocabulary of a few thousand pieces is settled long before; more only costs memory and time.
 _MAX_SENTENCES = 1_000_000
+# SentencePiece leaves out what has more bytes than this, in silence.
+_MAX_BYTES = 4192
 
 
 def train_tokenizer(sentences: Iterator[str], vocab_size: int) -> bytes:
@@ -40,6 +42,7 @@ def train_tokenizer(sentences: Iterator[str], vocab_size: int) -> bytes:
             character_coverage=1.0,
             input_sentence_size=_MAX_SENTENCES,
             shuffle_input_sentence=True,
+            max_sentence_length=_MAX_BYTES,
             num_threads=_THREADS,
             pad_id=PAD_ID,
             unk_id=UNK_ID,
@@ -60,7 +63,10 @@ def train_tokenizer(sentences: Iterator[str], vocab_size: int) -> bytes:
 
 
 class _Text:
-    """Sentences that are not blank. Remembers an error, since SentencePiece turns any into its own, without cause."""
+    """Sentences that are not blank, overlong ones in parts.
+
+    Remembers an error, since SentencePiece turns any into its own, without cause.
+    """
 
     def __init__(self, sentences: Iterator[str]) -> None:
         self._source = sentences
@@ -72,7 +78,17 @@ class _Text:
             for sentence in self._source:
                 if sentence.strip():
                     self.sentences += 1
-                    yield sentence
+                    yield from _parts(sentence)
         except DataError as error:
             self.error = error
             raise
+
+
+def _parts(sentence: str) -> Iterator[str]:
+    """Divides a sentence between words into parts that SentencePiece takes, and a word where it is longer than that."""
+    most = _MAX_BYTES // 4  # characters: no more bytes than allowed, whatever they are
+    while len(sentence) > most:
+        end = sentence.rfind(" ", 1, most) + 1 or most
+        yield sentence[:end]
+        sentence = sentence[end:]
+    yield sentence

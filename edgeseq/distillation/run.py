@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import hashlib
 import logging
-import shutil
 from pathlib import Path
 
 from edgeseq.config import RunConfig
@@ -13,8 +12,9 @@ from edgeseq.distillation.selection import SOURCE_FILE, TARGET_FILE, Selection, 
 from edgeseq.distillation.translations import TranslationSettings, has_translations, translate_text
 from edgeseq.errors import ConfigError
 from edgeseq_runtime import BeamOptions, Translator, TranslatorPool
+from edgeseq_runtime.atomic import recover
 from edgeseq_runtime.bundle import Bundle
-from edgeseq_runtime.translator import MAX_SOURCE_PIECES
+from edgeseq_runtime.sources import MAX_SOURCE_PIECES
 
 TRANSLATIONS_FOLDER = "translations"
 DISTILLED_FOLDER = "distilled"
@@ -89,8 +89,7 @@ def distill(
         max_pieces=min(config.data.max_pieces, MAX_SOURCE_PIECES + 1),
         part_lines=PART_LINES,
     )
-    for unfinished in run.glob(f".{DISTILLED_FOLDER}.*"):  # of a process that was killed
-        shutil.rmtree(unfinished)
+    recover(run)
     translate_text(translator, src, run / TRANSLATIONS_FOLDER, settings, batch_size)
     counts = write_pairs(
         src,

@@ -10,7 +10,7 @@ import numpy as np
 
 from edgeseq.errors import CalibrationError
 from edgeseq.evaluation.learn_then_test import safest_first
-from edgeseq.evaluation.probing import Probe, probe_texts
+from edgeseq.evaluation.probing import Probe, collect_signals, probe_texts
 from edgeseq.evaluation.proposals import DRAWS, Proposal, propose_dial, propose_thresholds
 from edgeseq_runtime import Translator
 from edgeseq_runtime.calibration import CalibratedPoint, MeasuredPolicy
@@ -113,12 +113,7 @@ def _propose(
 ) -> list[Proposal]:
     choices = np.concatenate([probe.choices for probe in probes])
     agrees = choices == choices[:, -1:]
-    if kind == CONFIDENCE:
-        signals = np.concatenate([probe.confidence for probe in probes])[:, :-1]
-    elif kind == "sequence":
-        signals = np.concatenate([np.tile(probe.signals[name], (len(probe.tokens), 1)) for probe in probes])
-    else:
-        signals = np.concatenate([probe.signals[name] for probe in probes])
+    signals = collect_signals(probes, name, kind)
     asked = kind == CONFIDENCE or kind in THRESHOLD_KINDS
     return (propose_thresholds if asked else propose_dial)(name, signals, agrees, generator, draws, kept)
 

@@ -35,13 +35,13 @@ class PolicyRun:
     sentences: int
     tokens: int
     seconds: float
-    """Wall time of translating, tokenizer included, loading excluded."""
+    """Wall time of translating once, tokenizer included, and making graphs ready that no policy before it needed."""
     signature: str
     """All that the numbers depend on."""
 
     @property
     def tokens_per_second(self) -> float:
-        """Generated tokens per second, encoder included."""
+        """Generated tokens per second, encoder included: a first impression, not a measurement."""
         return self.tokens / self.seconds
 
     @property

@@ -16,12 +16,11 @@ from edgeseq_runtime.arrays import AnyArray, FloatArray, IntArray
 from edgeseq_runtime.bundle import Bundle
 from edgeseq_runtime.engine import Engine
 from edgeseq_runtime.manifest import THRESHOLD_KINDS
-from edgeseq_runtime.policy import DepthPolicy, FixedDepth, largest_probability
+from edgeseq_runtime.policy import CONFIDENCE, DepthPolicy, FixedDepth, largest_probability
 from edgeseq_runtime.predictors import CertaintyUnits, DepthClassifier, HaltingUnits, Predictor, mean_memory
 from edgeseq_runtime.search import Emission, greedy_steps, output_limit
-from edgeseq_runtime.state import padded_length
-from edgeseq_runtime.tokenizer import BOS_ID, EOS_ID, PAD_ID
-from edgeseq_runtime.translator import MAX_BATCH_POSITIONS, MAX_SOURCE_PIECES
+from edgeseq_runtime.sources import batch_sources, read_source
+from edgeseq_runtime.tokenizer import BOS_ID, PAD_ID
 
 NOT_RUN = -1
 """The choice of an exit that was not reached."""
@@ -61,19 +60,34 @@ def probe_texts(
     Returns:
         One probe per text, in order. On the CPU it does not depend on the other texts.
     """
-    sources = [_source_ids(bundle, text) for text in texts]
+    sources = [read_source(bundle.tokenizer, text)[0] for text in texts]
     kinds = {entry.name: entry.kind for entry in bundle.manifest.predictors}
     blocks = bundle.manifest.model.decoder_blocks
     decider = policy or FixedDepth("full", bundle.manifest.model, blocks)
     probes: dict[int, Probe] = {}
-    waiting = sorted((index for index, source in enumerate(sources) if source), key=lambda index: len(sources[index]))
-    while waiting:
-        # Longest first, and few of the long, as a Translator does.
-        places = min(batch_size, MAX_BATCH_POSITIONS // padded_length(len(sources[waiting[-1]])))
-        batch = [waiting.pop() for _ in range(min(max(places, 1), len(waiting)))]
+    for batch in batch_sources([len(source) for source in sources], batch_size):
         recorder = _Recorder(decider, blocks, bundle.predictors, kinds)
         probes |= zip(batch, recorder.decode(engine, [sources[index] for index in batch]), strict=True)
     return [probes.get(index) or _blank(blocks, kinds) for index in range(len(texts))]
+
+
+def collect_signals(probes: Sequence[Probe], name: str, kind: str) -> FloatArray:
+    """What told each token to stop, or how deep to go.
+
+    Args:
+        probes: of texts, with at least one token.
+        name: of a predictor that was asked, or that of confidence.
+        kind: of the predictor, or confidence.
+
+    Returns:
+        Confidence, halting and certainty (T, N-1), after blocks 1 to N-1; multinomial and sequence (T, N),
+        distributions over depths, those of a sentence for each of its tokens.
+    """
+    if kind == CONFIDENCE:
+        return np.concatenate([probe.confidence for probe in probes])[:, :-1]
+    if kind == "sequence":
+        return np.concatenate([np.tile(probe.signals[name], (len(probe.tokens), 1)) for probe in probes])
+    return np.concatenate([probe.signals[name] for probe in probes])
 
 
 @dataclass
@@ -195,11 +209,6 @@ class _Row:
     choices: IntArray  # (N,)
     confidence: FloatArray  # (N,)
     signals: dict[str, FloatArray]  # halting and certainty (N-1,), multinomial (N,)
-
-
-def _source_ids(bundle: Bundle, text: str) -> list[int]:
-    ids = bundle.tokenizer.encode(text)[:MAX_SOURCE_PIECES]
-    return [*ids, EOS_ID] if ids else []
 
 
 def _blank(blocks: int, kinds: Mapping[str, str]) -> Probe:

@@ -67,8 +67,8 @@ class Sample:
         return float(BLEU.compute_bleu(counts[:4], counts[4:8], counts[8], counts[9], smooth_method="exp").score)
 
     def average_depth(self, sentences: NDArray[np.int64]) -> float:
-        """Computes blocks per token over some sentences."""
-        return float(self.depth_sums[sentences].sum() / self.token_counts[sentences].sum())
+        """Computes blocks per token over some sentences; 0 where they are all blank."""
+        return float(self.depth_sums[sentences].sum() / max(self.token_counts[sentences].sum(), 1))
 
 
 @dataclass(frozen=True)
@@ -88,7 +88,8 @@ def compare_with_line(policy: Sample, fixed: dict[int, Sample], seed: int = 0) -
     """Compares a policy with mixing two fixed depths, by paired bootstrap over sentences.
 
     At average depth a, between n = ⌊a⌋ and n + 1, the line is BLEU_n + (a - n)(BLEU_{n+1} - BLEU_n): what one gets
-    by sending a share of the work to either depth, without looking at the tokens.
+    by sending a share of the work to either depth, without looking at the tokens. Resamples are compared with the line
+    through the same two depths, on its ends' other side too.
 
     Args:
         policy: the adaptive policy.
@@ -102,22 +103,16 @@ def compare_with_line(policy: Sample, fixed: dict[int, Sample], seed: int = 0) -
     depth = policy.average_depth(everything)
     if not {math.floor(depth), math.ceil(depth)} <= fixed.keys():
         return None
+    below = math.floor(depth)
+    ends = fixed[below], fixed.get(below + 1, fixed[below])  # without a depth above, the average is that depth itself
     generator = np.random.default_rng(seed)
     gains = [
-        gain
-        for _ in range(_RESAMPLES)
-        if (gain := _gain(policy, fixed, generator.integers(len(everything), size=len(everything)))) is not None
+        _gain(policy, below, ends, generator.integers(len(everything), size=len(everything))) for _ in range(_RESAMPLES)
     ]
     low, high = np.quantile(gains, (0.025, 0.975))
-    gain = _gain(policy, fixed, everything)
-    assert gain is not None
-    return LineTest(depth, gain, float(low), float(high))
+    return LineTest(depth, _gain(policy, below, ends, everything), float(low), float(high))
 
 
-def _gain(policy: Sample, fixed: dict[int, Sample], sentences: NDArray[np.int64]) -> float | None:
-    depth = policy.average_depth(sentences)
-    below, above = math.floor(depth), math.ceil(depth)
-    if not {below, above} <= fixed.keys():  # a resample near the end of the known depths
-        return None
-    lower, upper = fixed[below].bleu(sentences), fixed[above].bleu(sentences)
-    return policy.bleu(sentences) - (lower + (depth - below) * (upper - lower))
+def _gain(policy: Sample, below: int, ends: tuple[Sample, Sample], sentences: NDArray[np.int64]) -> float:
+    lower, upper = (end.bleu(sentences) for end in ends)
+    return policy.bleu(sentences) - (lower + (policy.average_depth(sentences) - below) * (upper - lower))

@@ -10,15 +10,15 @@ def dropout(x: Tensor, probability: float, training: bool) -> Tensor:
     """Zeroes elements with a probability and scales the others so that the mean stays.
 
     Where training runs on CPUs, torch's own dropout is a sixth of a step: it draws a number per element. One
-    byte per element is enough; the probability is rounded to a multiple of 1/256, and the scale fits the
-    rounded one. The randomness is torch's, so seeds and checkpoints cover it.
+    byte per element is enough; the probability is rounded to a multiple of 1/256, up to 255 of them, and the scale
+    fits the rounded one. The randomness is torch's, so seeds and checkpoints cover it.
 
     Args:
         x: any shape.
         probability: in [0, 1).
         training: False returns x.
     """
-    threshold = round(probability * 256)
+    threshold = min(round(probability * 256), 255)
     if not training or threshold == 0:
         return x
     words = torch.empty((x.numel() + 7) // 8, dtype=torch.int64, device=x.device)

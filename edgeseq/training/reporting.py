@@ -22,8 +22,8 @@ class Reporter:
         """Opens the outputs.
 
         Args:
-            run: the run's folder; gets metrics.csv (phase, step, name, value) and tensorboard/, both without what a
-                crashed process wrote of later steps.
+            run: the run's folder; gets metrics.csv (phase, step, name, value) and tensorboard/PHASE/, both without what
+                a crashed process wrote of later steps.
             phase: name of the phase.
             total_steps: its length.
             step: where it starts, after resuming.
@@ -33,7 +33,8 @@ class Reporter:
         write_file(path, _rows_before(path, phase, step))
         self._file = path.open("a", newline="", encoding="utf-8")
         self._csv = csv.writer(self._file)
-        self._tensorboard = SummaryWriter(str(run / "tensorboard"), purge_step=step)
+        # TensorBoard hides what its folder has of this step and later ones; the first is counted as 1.
+        self._tensorboard = SummaryWriter(str(run / "tensorboard" / phase), purge_step=step + 1)
         self._progress = ProgressLine(phase, total_steps, step)
 
     def __enter__(self) -> Self:
@@ -59,7 +60,7 @@ class Reporter:
         """Writes metrics to the CSV file and to TensorBoard."""
         for name, value in metrics.items():
             self._csv.writerow((self._phase, step, name, f"{value:.6g}"))
-            self._tensorboard.add_scalar(f"{self._phase}/{name}", value, step)
+            self._tensorboard.add_scalar(name, value, step)
         self._file.flush()
 
 

@@ -75,6 +75,8 @@ def train(config: RunConfig, run: Path, resume: bool) -> None:
     """
     device = _pick_device(config.training.device)
     _open_run(config, run, resume)
+    starts = config.training.start_from is not None and not has_checkpoint(run / CHECKPOINTS_FOLDER)
+    _check_inputs(config, starts=starts)
     if config.training.threads:
         torch.set_num_threads(config.training.threads)
     tokenizer = _prepare_tokenizer(config, run)
@@ -84,9 +86,8 @@ def train(config: RunConfig, run: Path, resume: bool) -> None:
     model = build_model(config.model, tokenizer.vocab_size, config.joint_predictors).to(device)
     parameters = sum(parameter.numel() for parameter in model.parameters())
     _LOGGER.info("%s parameters", f"{parameters:,}")
-    if config.training.start_from is not None and not has_checkpoint(run / CHECKPOINTS_FOLDER):
-        _check_start(Path(config.training.start_from), config.model.dim, tokenizer)
-        _start_from(Path(config.training.start_from), model)
+    if starts:
+        _start_from(Path(str(config.training.start_from)), model, tokenizer)
     trainer = Trainer(run, model, tokenizer, train_corpus, valid_corpus, config.training, device)
     precision = str(trainer.precision).removeprefix("torch.")
     _LOGGER.info("training on %s in %s", device, precision)
@@ -105,6 +106,7 @@ def load_run(run: Path) -> tuple[RunConfig, Tokenizer, Seq2Seq]:
         EdgeseqError: a file is missing, damaged, or does not fit.
     """
     config = load_resolved_config(run / CONFIG_FILE)
+    _check_finished(run)
     tokenizer = Tokenizer(run / TOKENIZER_FILE)
     model = build_model(config.model, tokenizer.vocab_size, config.predictors)
     load_model(model, run / MODEL_FILE)
@@ -113,9 +115,11 @@ def load_run(run: Path) -> tuple[RunConfig, Tokenizer, Seq2Seq]:
 
 def _open_run(config: RunConfig, run: Path, resume: bool) -> None:
     stored = run / CONFIG_FILE
-    for folder in (run, run / "data", run / CHECKPOINTS_FOLDER):
-        recover(folder)
-    if has_checkpoint(run / CHECKPOINTS_FOLDER):
+    checkpoints = run / CHECKPOINTS_FOLDER
+    if resume or not has_checkpoint(checkpoints):  # else another process may be writing
+        for folder in (run, run / "data", checkpoints):
+            recover(folder)
+    if has_checkpoint(checkpoints):
         if not resume:
             raise ConfigError(f"{run} holds a run already; give --resume to continue it, or another --out")
         old = load_resolved_config(stored)
@@ -125,7 +129,7 @@ def _open_run(config: RunConfig, run: Path, resume: bool) -> None:
                 f"{stored} has other values of {', '.join(changed)} than the configuration, and the run cannot go on "
                 "with them; continue with the old ones, or start a new run with another --out"
             )
-        late = _late_changes(old, config, run / CHECKPOINTS_FOLDER)
+        late = _late_changes(old, config, checkpoints)
         if late:
             raise CheckpointError(
                 f"{stored} has other values of {', '.join(late)} than the configuration, and what they are for is "
@@ -142,6 +146,27 @@ def _open_run(config: RunConfig, run: Path, resume: bool) -> None:
         )
     run.mkdir(parents=True, exist_ok=True)
     write_file(stored, save_config(config))
+
+
+def _check_inputs(config: RunConfig, *, starts: bool) -> None:
+    """Reads what is wanted later, since that it is missing should not come up after all training text is processed."""
+    for _ in read_parallel(Path(config.data.valid_src), Path(config.data.valid_tgt)):
+        pass
+    if not starts:
+        return
+    other, dim = Path(str(config.training.start_from)), config.model.dim
+    other_dim = load_resolved_config(other / CONFIG_FILE).model.dim
+    if other_dim != dim:  # of all its weights only some biases would fit
+        raise ConfigError(f"training.start_from = '{other}' has dim = {other_dim} and this model {dim}; set model.dim")
+    _check_finished(other)
+
+
+def _check_finished(run: Path) -> None:
+    if not (run / MODEL_FILE).exists():
+        raise CheckpointError(
+            f"there is no {run / MODEL_FILE}, so this run is not finished: "
+            f"`edgeseq train CONFIG --out {run} --resume` goes on with it"
+        )
 
 
 def _check_text(config: RunConfig, run: Path) -> None:
@@ -212,20 +237,17 @@ def _first_tokenizer(config: RunConfig) -> bytes:
     return train_tokenizer(sentences, config.data.vocab_size)
 
 
-def _check_start(other: Path, dim: int, tokenizer: Tokenizer) -> None:
-    """Refuses a run whose embeddings stand for other pieces, or of whose weights only some biases would fit."""
-    other_dim = load_resolved_config(other / CONFIG_FILE).model.dim
-    if other_dim != dim:
-        raise ConfigError(f"training.start_from = '{other}' has dim = {other_dim} and this model {dim}; set model.dim")
+def _start_from(other: Path, model: Seq2Seq, tokenizer: Tokenizer) -> None:
+    """Takes the weights of another run that fit, and tells which parts of the model are left at random.
+
+    Raises:
+        ConfigError: its embeddings stand for other pieces.
+    """
     if Tokenizer(other / TOKENIZER_FILE).model_bytes != tokenizer.model_bytes:
         raise ConfigError(
             f"training.start_from = '{other}' has another tokenizer than this run, so its embeddings would stand for "
             "other pieces; leave out data.tokenizer, and its own is taken"
         )
-
-
-def _start_from(other: Path, model: Seq2Seq) -> None:
-    """Takes the weights of another run that fit, and tells which parts of the model are left at random."""
     new = take_weights(model, other / MODEL_FILE)
     parameters = model_tensors(model)
     taken = sum(tensor.numel() for tensor in parameters.values()) - sum(parameters[name].numel() for name in new)

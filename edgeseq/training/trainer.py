@@ -178,7 +178,8 @@ class Trainer:
     def _validate(self, progress: Progress, reporter: Reporter) -> None:
         self.model.eval()
         blocks = len(self.model.decoder.blocks)
-        depths = self.config.valid_depths or sorted({1, (blocks + 1) // 2, blocks})
+        usual = {blocks} if self.config.exits == "last" else {1, (blocks + 1) // 2, blocks}  # others are not trained
+        depths = self.config.valid_depths or sorted(usual)
         with autocast(self.precision, self.device):
             losses = loss_per_depth(self.model, self.valid_corpus, self.device)
             self._check_finite(progress, sum(losses))  # before translating: such a model never comes to an end

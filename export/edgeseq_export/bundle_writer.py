@@ -45,12 +45,13 @@ from edgeseq_runtime.atomic import publish_directory, write_file
 from edgeseq_runtime.bundle import Bundle, describe_file, describe_graph, load_bundle
 from edgeseq_runtime.engine import Engine
 from edgeseq_runtime.known_answers import answer, asked_graphs, tensor_names
-from edgeseq_runtime.manifest import MANIFEST_FILE, Manifest, ModelFacts, Provenance, TokenizerFacts
+from edgeseq_runtime.manifest import MANIFEST_FILE, Manifest, ModelFacts, Provenance, TokenizerFacts, is_bundle
 from edgeseq_runtime.predictors import CertaintyUnits, DepthClassifier, HaltingUnits, Predictor
 from edgeseq_runtime.records import CandidateWeights, ComputeTypeName
 from edgeseq_runtime.reports import ParityReport, ParityRow, QuantisationReport
 from edgeseq_runtime.shortlist import Shortlist
 from edgeseq_runtime.signatures import expected_signatures
+from edgeseq_runtime.sources import read_source
 from edgeseq_runtime.tokenizer import EOS_ID, Tokenizer
 
 TOKENIZER_FILE = "tokenizer.model"
@@ -119,7 +120,7 @@ def export_run(
     _check_names(facts, keep_float32)
     tables = None if shortlist_best is None else make_tables(run, facts, shortlist_best)
     bundle.parent.mkdir(parents=True, exist_ok=True)
-    with publish_directory(bundle, marker=MANIFEST_FILE) as folder, ExitStack() as stack:
+    with publish_directory(bundle, is_ours=is_bundle) as folder, ExitStack() as stack:
         float32_folder = folder
         if compute_type != "float32":
             float32_folder = Path(stack.enter_context(TemporaryDirectory(prefix="edgeseq-float32-")))
@@ -245,11 +246,13 @@ def _measure_ranges(
     model: Seq2Seq, tokenizer: Tokenizer, pairs: list[tuple[str, str]]
 ) -> dict[nn.Module, ActivationRange]:
     _LOGGER.info("measuring activations on %d validation pairs", min(len(pairs), _RANGE_PAIRS))
-    ids = [
-        ([*tokenizer.encode(source), EOS_ID], [*tokenizer.encode(target), EOS_ID])
-        for source, target in pairs[:_RANGE_PAIRS]
-    ]
+    ids = [(_read_ids(tokenizer, source), _read_ids(tokenizer, target)) for source, target in pairs[:_RANGE_PAIRS]]
     return measure_ranges(model, ids, _SEED)
+
+
+def _read_ids(tokenizer: Tokenizer, line: str) -> list[int]:
+    """Ids of a line, EOS last, no more of it than is translated."""
+    return read_source(tokenizer, line)[0] or [EOS_ID]
 
 
 def _pass_gate(folder: Path, float32_folder: Path, pairs: list[tuple[str, str]]) -> QuantisationReport:
@@ -260,10 +263,8 @@ def _pass_gate(folder: Path, float32_folder: Path, pairs: list[tuple[str, str]])
     """
     bundle = load_bundle(folder)
     model = bundle.manifest.model
-    ids = [(bundle.tokenizer.encode(source), reference) for source, reference in pairs]
-    text = GateText(
-        [[*source, EOS_ID] for source, _ in ids if source], [reference for source, reference in ids if source]
-    )
+    read = [(read_source(bundle.tokenizer, source)[0], reference) for source, reference in pairs]
+    text = GateText([source for source, _ in read if source], [reference for source, reference in read if source])
     folders = (float32_folder, folder)
     policy = bundle.policy(_gate_policy(bundle))
     report = measure_quantisation(bundle, folders, policy, text)
@@ -305,15 +306,14 @@ def _write_predictors(model: Seq2Seq, folder: Path) -> dict[str, Predictor]:
 def _parity_sources(tokenizer: Tokenizer, text: list[str] | None) -> list[list[int]]:
     """Takes sentences of the validation text, or draws random pieces where there is none."""
     if text is not None:
-        ids = [tokenizer.encode(line) for line in text[:_PARITY_SENTENCES]]
-    else:
-        generator = torch.Generator().manual_seed(_SEED)
-        lengths = torch.randint(1, 30, (_PARITY_SENTENCES,), generator=generator).tolist()
-        ids = [
-            torch.randint(EOS_ID + 1, tokenizer.vocab_size, (length,), generator=generator).tolist()
-            for length in lengths
-        ]
-    return [[*sentence, EOS_ID] for sentence in ids]
+        return [_read_ids(tokenizer, line) for line in text[:_PARITY_SENTENCES]]
+    generator = torch.Generator().manual_seed(_SEED)
+    lengths = torch.randint(1, 30, (_PARITY_SENTENCES,), generator=generator).tolist()
+    first = EOS_ID + 1
+    return [
+        [*torch.randint(first, tokenizer.vocab_size, (length,), generator=generator).tolist(), EOS_ID]
+        for length in lengths
+    ]
 
 
 def _compare_decodes(

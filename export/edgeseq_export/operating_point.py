@@ -40,7 +40,7 @@ def measure_policies(translator: Translator, sources: Sequence[str], references:
 
     Returns:
         All results. The default point is the policy of fewest decoder FLOPs whose BLEU is within 0.4 of full depth,
-        whether tokens may stop after all blocks or after a few; without predictors there is none.
+        whether tokens may stop after all blocks or after a few. Where none costs less than full depth, there is none.
     """
     model = translator.manifest.model
     depths = [str(depth) for depth in range(1, model.decoder_blocks + 1)]
@@ -57,9 +57,23 @@ def measure_policies(translator: Translator, sources: Sequence[str], references:
     results = evaluate_policies(translator, sources, references, depths, _BATCH_SIZE)
     full = results[model.decoder_blocks - 1]
     adaptive = results[model.decoder_blocks :]
+    best = choose_policy(full, adaptive)
+    return Measured(results, [_quality(result) for result in results], [] if best is None else [_point(best, full)])
+
+
+def choose_policy(full: PolicyResult, adaptive: Sequence[PolicyResult]) -> PolicyResult | None:
+    """Picks the policy of fewest decoder FLOPs that loses little; asking exits can cost more than blocks not run save.
+
+    Args:
+        full: full depth.
+        adaptive: policies that decide per token or sentence.
+
+    Returns:
+        None where no policy within 0.4 BLEU of full depth costs less than it.
+    """
     good = [result for result in adaptive if result.scores.bleu >= full.scores.bleu - MAX_LOSS]
-    points = [_point(min(good, key=lambda result: result.flops_per_token), full)] if good else []
-    return Measured(results, [_quality(result) for result in results], points)
+    cheap = [result for result in good if result.flops_per_token < full.flops_per_token]
+    return min(cheap, key=lambda result: result.flops_per_token, default=None)
 
 
 def middling_policy(entry: PredictorEntry) -> str:

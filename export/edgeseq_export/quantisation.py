@@ -24,6 +24,7 @@ from edgeseq_runtime.policy import DepthPolicy
 from edgeseq_runtime.reports import QuantisationReport
 from edgeseq_runtime.search import greedy, output_limit
 from edgeseq_runtime.signatures import expected_signatures
+from edgeseq_runtime.sources import batch_sources, group_sources
 from edgeseq_runtime.tokenizer import BOS_ID, PAD_ID, Tokenizer
 
 MAX_LOSS = 0.3
@@ -83,10 +84,8 @@ class Reference:
             sources: ids of sentences, EOS last.
         """
         self._policy = policy
-        ordered = sorted(sources, key=len)
-        self._batches = [
-            _decode(float32, ordered[start : start + _ROWS], policy) for start in range(0, len(ordered), _ROWS)
-        ]
+        batches = batch_sources([len(source) for source in sources], _ROWS)
+        self._batches = [_decode(float32, [sources[index] for index in batch], policy) for batch in batches]
 
     def compare(self, quantised: Engine) -> Choices:
         """Leads another engine along the tokens and depths, and counts the choices that are the same."""
@@ -260,8 +259,9 @@ def _decode(engine: Engine, sources: list[Sequence[int]], policy: DepthPolicy) -
 
 
 def _score(engine: Engine, policy: DepthPolicy, tokenizer: Tokenizer, text: GateText) -> CorpusScores:
-    order = sorted(range(len(text.sources)), key=lambda index: -len(text.sources[index]))
-    sources = [text.sources[index] for index in order]
-    decoded = greedy(engine, sources, policy, [output_limit(len(source)) for source in sources], rows=_ROWS)
-    outputs = dict(zip(order, (tokenizer.decode(hypothesis.tokens) for hypothesis in decoded), strict=True))
-    return score_corpus([outputs[index] for index in range(len(order))], text.references)
+    outputs: dict[int, str] = {}
+    for group, places in group_sources([len(source) for source in text.sources], _ROWS):
+        sources = [text.sources[index] for index in group]
+        decoded = greedy(engine, sources, policy, [output_limit(len(source)) for source in sources], rows=places)
+        outputs |= zip(group, (tokenizer.decode(hypothesis.tokens) for hypothesis in decoded), strict=True)
+    return score_corpus([outputs[index] for index in range(len(outputs))], text.references)

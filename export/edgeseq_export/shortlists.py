@@ -20,6 +20,7 @@ from edgeseq_runtime.manifest import ModelFacts, ShortlistFacts
 from edgeseq_runtime.records import CandidateWeights
 from edgeseq_runtime.reports import ShortlistReport
 from edgeseq_runtime.shortlist import SPECIAL_IDS, Shortlist
+from edgeseq_runtime.sources import read_source
 from edgeseq_runtime.tokenizer import EOS_ID
 
 SHORTLIST_FILE = "shortlist.safetensors"
@@ -98,7 +99,7 @@ def measure_shortlist(bundle: Path, pairs: Sequence[tuple[str, str]], aligned_pa
     assert shortlist is not None, "it has one"
     covered = pieces = candidates = 0
     for source, reference in pairs:
-        own = shortlist.candidates([*tokenizer.encode(source), EOS_ID])
+        own = shortlist.candidates(read_source(tokenizer, source)[0] or [EOS_ID])
         wanted = [*tokenizer.encode(reference), EOS_ID]
         covered += int(np.isin(wanted, own).sum())
         pieces += len(wanted)

@@ -16,6 +16,7 @@ of equal scores the one closed first wins.
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, fields
 from itertools import takewhile
+from numbers import Integral, Real
 from typing import NamedTuple
 
 import numpy as np
@@ -25,6 +26,7 @@ from edgeseq_runtime.errors import InputError
 from edgeseq_runtime.policy import DepthPolicy
 from edgeseq_runtime.ranking import rank
 from edgeseq_runtime.search import NEVER_CHOSEN, Decoder, Hypothesis, Scored, State, Waiting
+from edgeseq_runtime.settings import check_whole_number
 from edgeseq_runtime.tokenizer import BOS_ID, EOS_ID
 
 
@@ -55,14 +57,14 @@ class BeamOptions:
         """
         if isinstance(beam, BeamOptions):
             return beam
-        if not isinstance(beam, int):
+        if isinstance(beam, bool) or not isinstance(beam, Integral):
             raise InputError(f"beam is {beam!r}, expected a number of hypotheses or BeamOptions")
-        return cls(size=beam)
+        return cls(size=int(beam))
 
     def __str__(self) -> str:
         """The size, and each setting that is not the usual one: ``4,length_penalty=0.6``."""
         changed = [
-            f",{item.name}={getattr(self, item.name):g}"
+            f",{item.name}={getattr(self, item.name)!r}"
             for item in fields(self)
             if item.name != "size" and getattr(self, item.name) != item.default
         ]
@@ -74,18 +76,13 @@ class BeamOptions:
         Raises:
             InputError: A setting is out of range.
         """
-        for name, lowest, highest in (
-            ("size", 1, None),
-            ("n_best", 1, self.size),
-            ("min_length", 1, None),
-            ("no_repeat_ngram", 0, None),
-        ):
-            value = getattr(self, name)
-            if value < lowest or (highest is not None and value > highest):
-                expected = f"at least {lowest}" if highest is None else f"{lowest} to the beam size, {highest}"
-                raise InputError(f"beam setting {name} is {value}, expected {expected}")
-        if not 0 <= self.length_penalty < np.inf:
-            raise InputError(f"beam setting length_penalty is {self.length_penalty}, expected a finite number from 0")
+        check_whole_number("beam setting size", self.size, 1)
+        check_whole_number("beam setting n_best", self.n_best, 1, self.size)
+        check_whole_number("beam setting min_length", self.min_length, 1)
+        check_whole_number("beam setting no_repeat_ngram", self.no_repeat_ngram, 0)
+        penalty = self.length_penalty
+        if not isinstance(penalty, Real) or not 0 <= penalty < np.inf:
+            raise InputError(f"beam setting length_penalty is {penalty!r}, expected a finite number from 0")
 
 
 GREEDY = BeamOptions(size=1)

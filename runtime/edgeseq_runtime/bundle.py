@@ -90,7 +90,7 @@ def load_bundle(path: str | Path) -> Bundle:
         BundleError: The folder is missing, incomplete, changed, or not of this format.
     """
     folder = Path(path)
-    with _readable():
+    with _readable(folder):
         if not folder.is_dir():
             raise BundleError(f"bundle {str(path)!r} is not a folder: expected what `edgeseq export` wrote")
         files = identify_files(folder)
@@ -149,19 +149,28 @@ def _read_manifest(folder: Path) -> bytes:
         raise BundleError(
             f"{folder / MANIFEST_FILE} has {size} bytes, expected at most {MAX_MANIFEST_BYTES}; {_WAY_OUT}"
         )
-    with _readable():
+    with _readable(folder / MANIFEST_FILE):
         return (folder / MANIFEST_FILE).read_bytes()
 
 
 @contextlib.contextmanager
-def _readable() -> Iterator[None]:
+def _readable(path: Path) -> Iterator[None]:
     """Say of a file that is there and cannot be read that the bundle cannot be used."""
     try:
         yield
     except OSError as error:
         raise BundleError(
-            f"{error.filename} cannot be read: {error.strerror}; let this user read all files of the bundle"
+            f"{path} cannot be read: {error.strerror}; let this user read all files of the bundle"
         ) from error
+
+
+@contextlib.contextmanager
+def _with_way_out() -> Iterator[None]:
+    """Say what to do to who reads a file's format, and knows nothing of bundles."""
+    try:
+        yield
+    except (BundleError, InputError) as error:
+        raise BundleError(f"{error}; {_WAY_OUT}") from error
 
 
 def _regular_file_size(folder: Path, file: str) -> int:
@@ -189,7 +198,7 @@ def _check_file(folder: Path, entry: GraphEntry | FileEntry) -> None:
             f"{folder / entry.file} has {size} bytes, but the manifest says {entry.size}: "
             "the bundle was changed or copied in part; export or copy it again"
         )
-    with _readable():
+    with _readable(folder / entry.file):
         found = file_sha256(folder / entry.file)
     if found != entry.sha256:
         raise BundleError(
@@ -241,10 +250,8 @@ def _entry_of(manifest: Manifest, role: FileRole) -> FileEntry:
 
 def _read_tokenizer(folder: Path, manifest: Manifest) -> Tokenizer:
     path = folder / _entry_of(manifest, "tokenizer").file
-    try:
+    with _with_way_out():
         tokenizer = Tokenizer(path)
-    except InputError as error:
-        raise BundleError(str(error)) from error
     if tokenizer.vocab_size != manifest.tokenizer.pieces:
         raise BundleError(
             f"{path} has {tokenizer.vocab_size} pieces, but the manifest says {manifest.tokenizer.pieces}; {_WAY_OUT}"
@@ -261,7 +268,7 @@ def _read_calibration(
     size = _regular_file_size(folder, CALIBRATION_FILE)
     if size > MAX_CALIBRATION_BYTES:
         raise BundleError(f"{path} has {size} bytes, expected at most {MAX_CALIBRATION_BYTES}; {CALIBRATE_AGAIN}")
-    with _readable():
+    with _readable(path):
         data = path.read_bytes()
     calibration = parse_calibration(data, path, sha256)
     for point in calibration.points:
@@ -280,7 +287,8 @@ def _read_tensors(
         raise BundleError(
             f"{path} has more than {MAX_TENSORS_BYTES} bytes, too large for {role.replace('_', ' ')}; {_WAY_OUT}"
         )
-    tensors = read_safetensors(path.read_bytes(), str(path), dtype)
+    with _with_way_out():
+        tensors = read_safetensors(path.read_bytes(), str(path), dtype)
     if not all(np.isfinite(tensor).all() for tensor in tensors.values()):
         raise BundleError(f"{path} holds numbers that are not finite: export the model again")
     return tensors
@@ -311,4 +319,5 @@ def _read_shortlist(folder: Path, manifest: Manifest) -> Shortlist | None:
         return None
     tensors = _read_tensors(folder, manifest, "shortlist", "U16")
     path = folder / _entry_of(manifest, "shortlist").file
-    return Shortlist(manifest.shortlist, manifest.model.vocab_size, tensors, str(path))
+    with _with_way_out():
+        return Shortlist(manifest.shortlist, manifest.model.vocab_size, tensors, str(path))

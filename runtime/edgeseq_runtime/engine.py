@@ -260,11 +260,12 @@ class Engine:
         """
         if state.alone is None:
             return None
-        deepest = [int(state.limits[0])] * most if depths is None else depths
-        self._source_attention.enter_all(state, max(deepest))
+        limit = int(state.limits[0]) if depths is None else max(depths)
+        self._source_attention.enter_all(state, limit)
         if state.speculation is not None and depths is None:
             tokens = state.speculation.decode(token, most, never)
             return tokens, [self.full_depth] * len(tokens)
+        deepest = itertools.repeat(limit, most) if depths is None else depths
         return state.alone.decode(state, token, deepest, never, forced=depths is not None)
 
     def run_graph(self, role: GraphRole, block: int | None, feed: Mapping[str, AnyArray]) -> list[FloatArray]:

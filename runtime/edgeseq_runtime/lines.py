@@ -9,6 +9,13 @@ from edgeseq_runtime.errors import InputError
 _Item = TypeVar("_Item")
 
 
+class _Missing:
+    """Stands where there is nothing; None may be somebody's mistake for a line."""
+
+
+_MISSING = _Missing()
+
+
 def with_prefixes(lines: Iterable[str], prefixes: Iterable[str] | None) -> Iterator[tuple[str, str]]:
     """Pair lines with their prefixes, empty ones where there are none.
 
@@ -18,9 +25,10 @@ def with_prefixes(lines: Iterable[str], prefixes: Iterable[str] | None) -> Itera
     if prefixes is None:
         yield from ((line, "") for line in lines)
         return
-    for number, (line, prefix) in enumerate(itertools.zip_longest(lines, prefixes), start=1):
-        if line is None or prefix is None:
-            lacking, having = ("line", "prefix") if line is None else ("prefix", "line")
+    pairs = itertools.zip_longest(lines, prefixes, fillvalue=_MISSING)
+    for number, (line, prefix) in enumerate(pairs, start=1):
+        if isinstance(line, _Missing) or isinstance(prefix, _Missing):
+            lacking, having = ("line", "prefix") if isinstance(line, _Missing) else ("prefix", "line")
             raise InputError(f"{having} {number} has no {lacking}: give one prefix for each line, blank for none")
         yield line, prefix
 

@@ -1,13 +1,14 @@
 """The bundle's table of contents, ``manifest.json``, as typed and checked data.
 
 Export writes it through these classes and the runtime reads it through them, so the two cannot
-drift apart. Nothing here opens another file: whether the files agree is the business of
+drift apart. Nothing here opens the files it lists: whether they agree is the business of
 :mod:`edgeseq_runtime.bundle`. Parsing is strict, and every mistake is reported at once.
 """
 
 import json
 import math
 from collections import Counter
+from pathlib import Path
 from typing import Annotated, Final, Literal, Self
 
 from pydantic import Field, ValidationError, field_validator, model_validator
@@ -336,7 +337,18 @@ class Manifest(Record):
         try:
             return cls.model_validate_json(data)
         except ValidationError as error:
-            raise BundleError(f"{name} is not valid {list_problems(error, 'manifest')}") from error
+            raise BundleError(
+                f"{name}: export or copy the bundle again, for it is not valid {list_problems(error, 'manifest')}"
+            ) from error
+
+
+def is_bundle(folder: Path) -> bool:
+    """Whether a folder holds a bundle, of this or another version: its manifest says so."""
+    try:
+        content = json.loads((folder / MANIFEST_FILE).read_bytes())
+    except (OSError, ValueError, RecursionError):
+        return False
+    return isinstance(content, dict) and content.get("format") == FORMAT
 
 
 def _refuse_repeats(what: str, names: list[str]) -> None:
@@ -353,7 +365,10 @@ def _check_version(data: bytes, name: str) -> None:
         raise BundleError(f"{name} is not JSON ({error}): export or copy the bundle again") from error
     found = content.get("format") if isinstance(content, dict) else None
     if found != FORMAT:
-        raise BundleError(f"{name} is not the manifest of a bundle: format is {found!r}, expected {FORMAT!r}")
+        raise BundleError(
+            f"{name} is not the manifest of a bundle: format is {found!r}, expected {FORMAT!r}; give a folder that "
+            "`edgeseq export` wrote"
+        )
     version = content.get("format_version")
     if type(version) is not int or version != FORMAT_VERSION:
         raise BundleError(

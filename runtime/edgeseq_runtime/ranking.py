@@ -9,7 +9,7 @@ from importlib import resources
 import numpy as np
 
 from edgeseq_runtime.arrays import FloatArray, IntArray
-from edgeseq_runtime.errors import DeviceError
+from edgeseq_runtime.errors import BundleError, DeviceError
 from edgeseq_runtime.manifest import TensorSpec
 from edgeseq_runtime.sessions import CPU_PROVIDER, Graph
 from edgeseq_runtime.signatures import GraphInterface
@@ -42,7 +42,7 @@ def rank(logits: FloatArray, number: int) -> tuple[FloatArray, IntArray]:
         lower column.
 
     Raises:
-        DeviceError: onnxruntime cannot be imported, or fails; or the package lacks the graph.
+        DeviceError: onnxruntime cannot be imported, or fails; or the package's graph is not there, or another.
     """
     number = min(number, logits.shape[1])
     log_probabilities, columns = _graph().run({"logits": logits, "number": np.array([number], dtype=np.int64)})
@@ -58,4 +58,8 @@ def _graph() -> Graph:
         raise DeviceError(
             f"edgeseq_runtime lacks its file {RANKING.file}, which beams need: install edgeseq again; a program that "
             "is packed into one file has to take along the package's data"
+        ) from error
+    except BundleError as error:
+        raise DeviceError(
+            f"edgeseq_runtime's file {RANKING.file}, which beams need, is of no use: install edgeseq again. {error}"
         ) from error

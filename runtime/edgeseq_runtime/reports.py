@@ -16,7 +16,15 @@ from edgeseq_runtime.records import (
 
 
 class DepthQuality(Record):
-    """What a depth policy gave on the validation set."""
+    """What a depth policy gave on the validation set.
+
+    Attributes:
+        depth: The policy in full.
+        bleu: BLEU, 0 to 100.
+        chrf: chrF, 0 to 100.
+        average_depth: Blocks used per generated token, EOS included.
+        sentences: Size of the validation set.
+    """
 
     depth: Annotated[str, Field(min_length=1, max_length=100)]
     bleu: Measure
@@ -26,7 +34,15 @@ class DepthQuality(Record):
 
 
 class ParityRow(Record):
-    """One graph against its torch module: the largest difference over ``shapes`` shapes."""
+    """One graph against its torch module.
+
+    Attributes:
+        graph: Its file.
+        shapes: Numbers of rows, positions and so on that both were run with.
+        max_abs_diff: Largest difference over all outputs, relative to an output's largest magnitude where
+            that exceeds 1.
+        tolerance: What the difference may be.
+    """
 
     graph: FileName
     shapes: PositiveInt

@@ -5,7 +5,7 @@ batch shares that time among its rows; a row alone does not have to take it. Nor
 all it wants is the best token.
 """
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 
 import numpy as np
 
@@ -81,7 +81,7 @@ class RowAlone:
         return int(self._depth[0])
 
     def decode(
-        self, state: DecoderState, token: int, deepest: Sequence[int], never: Sequence[int], *, forced: bool
+        self, state: DecoderState, token: int, deepest: Iterable[int], never: Sequence[int], *, forced: bool
     ) -> tuple[list[int], list[int]]:
         """Take the best token of each step to the next, up to EOS.
 

@@ -90,7 +90,8 @@ class Graphs:
             files: What its files were when they were checked.
         """
         self.provider = provider
-        self._folder = folder
+        # Graphs are read later too: then the program may work elsewhere, and a link may lead to another bundle.
+        self._folder = folder.resolve()
         self._signatures = {(signature.role, signature.block): signature for signature in signatures}
         self._ready: dict[tuple[GraphRole, int | None], Graph] = {}
         self._making = threading.Lock()
@@ -338,7 +339,10 @@ def _create_session(model: Path | bytes, file: str, provider: str) -> Any:
                 f"{path} cannot be loaded for {provider}: {error}: check the driver and the CUDA libraries, or ask for "
                 "device 'cpu'"
             ) from error
-        raise BundleError(f"{path} cannot be loaded by onnxruntime {onnxruntime.__version__}: {error}") from error
+        raise BundleError(
+            f"{path} cannot be loaded by onnxruntime {onnxruntime.__version__}: install a newer one, or export or copy "
+            f"the bundle again. {error}"
+        ) from error
 
 
 def _check_tensors(
@@ -359,7 +363,8 @@ def _check_tensors(
         all_found = ", ".join(f"{tensor.name} {tensor.type}{tensor.shape}" for tensor in found)
         all_expected = ", ".join(f"{spec.name} {spec.dtype}{spec.shape}" for spec in expected)
         raise BundleError(
-            f"{file} is not the graph the manifest declares: its {what} are {all_found}; expected {all_expected}"
+            f"{file} is not the graph the manifest declares: its {what} are {all_found}; expected {all_expected}; "
+            "export or copy the bundle again"
         )
 
 

@@ -6,7 +6,6 @@ several processor cores, see ``translator_pool``.
 """
 
 import dataclasses
-import itertools
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -24,20 +23,16 @@ from edgeseq_runtime.policy import DepthPolicy
 from edgeseq_runtime.policy_names import DEFAULT_POINT
 from edgeseq_runtime.search import Hypothesis, greedy, greedy_steps, output_limit
 from edgeseq_runtime.sessions import onnxruntime_version
+from edgeseq_runtime.settings import check_whole_number
 from edgeseq_runtime.shortlist import Shortlist
-from edgeseq_runtime.state import padded_length
-from edgeseq_runtime.tokenizer import EOS_ID
-
-MAX_SOURCE_PIECES = 1024
-"""Longer inputs are truncated to this many pieces, with a TruncationWarning."""
-
-MAX_BATCH_POSITIONS = 2048
-"""Padded source positions of one batch, at most: bounds memory when sentences are long."""
+from edgeseq_runtime.sources import MAX_SOURCE_PIECES, group_sources, read_source
 
 WINDOW_BATCHES = 16
 """Batches' worth of lines that translate_iter reads ahead, to batch lines of similar length."""
 
 _SHOWN_CHARACTERS = 40
+_ENDLESS = 2**31 - 1
+"""Tokens that no translation will have; with more, positions might not fit their type."""
 
 
 @dataclass(frozen=True)
@@ -89,7 +84,7 @@ class _Options:
     def limit(self, source: Sequence[int]) -> int:
         """Most tokens of a source's translation, EOS included."""
         if self.max_length is not None:
-            return self.max_length
+            return min(self.max_length, _ENDLESS)
         return output_limit(len(source))
 
 
@@ -166,6 +161,10 @@ class Translator:
         Args:
             depth: The depth policy of the call; None means the Translator's own.
             beam: The beam of the call.
+
+        Raises:
+            PolicyError: The bundle does not have this depth policy.
+            InputError: The beam is out of range.
         """
         parts = {
             "bundle": self._bundle.sha256[:12],
@@ -283,7 +282,7 @@ class Translator:
     def stream(self, text: str, *, depth: str | int | None = None, max_length: int | None = None) -> Iterator[str]:
         """Translate one text, giving pieces of it as they are produced.
 
-        Concatenated, the pieces equal ``translate(text).text``. Arguments are those of
+        Concatenated, the pieces equal ``translate(text).text``. Arguments and errors are those of
         :meth:`translate`.
         """
         options = self._options(1, depth, max_length, GREEDY, scores=False)
@@ -322,15 +321,15 @@ class Translator:
 
     def _read_source(self, text: str) -> tuple[list[int], int]:
         """What the encoder reads of a text, and the number of pieces that are left out."""
-        ids = self._bundle.tokenizer.encode(text)
-        left_out = max(0, len(ids) - MAX_SOURCE_PIECES)
+        ids, left_out = read_source(self._bundle.tokenizer, text)
         if left_out:
+            kept = len(ids) - 1
             message = (
-                f"the input starting {text[:_SHOWN_CHARACTERS]!r} has {len(ids)} pieces; only the "
-                f"first {MAX_SOURCE_PIECES} are translated: split it into sentences"
+                f"the input starting {text[:_SHOWN_CHARACTERS]!r} has {kept + left_out} pieces; only the first {kept} "
+                "are translated: split it into sentences"
             )
             warn_caller(TruncationWarning(message))
-        return ([*ids[:MAX_SOURCE_PIECES], EOS_ID] if ids else []), left_out
+        return ids, left_out
 
     def _translate_windows(self, lines: Iterator[tuple[str, str]], options: _Options) -> Iterator[Translation]:
         size = options.batch_size
@@ -365,7 +364,7 @@ class Translator:
         """Decode sentences of similar length together, and give results in the order of the lines."""
         results: dict[int, Translation] = {}
         hypotheses_each = options.beam.size
-        for group, places in _groups([len(source) for source in sources], options.batch_size, hypotheses_each):
+        for group, places in group_sources([len(source) for source in sources], options.batch_size, hypotheses_each):
             found = self._search(
                 [sources[index] for index in group], [prefixes[index] for index in group], places, options
             )
@@ -446,30 +445,8 @@ def check_settings(batch_size: int, max_length: int | None, beam: BeamOptions) -
     Raises:
         InputError: They are.
     """
-    for name, value in (("batch_size", batch_size), ("max_length", max_length)):
-        if value is not None and value < 1:
-            raise InputError(f"{name} is {value}, expected at least 1")
+    check_whole_number("batch_size", batch_size, 1)
+    if max_length is not None:
+        check_whole_number("max_length", max_length, 1)
     if max_length is not None and beam.min_length > max_length:
         raise InputError(f"beam setting min_length is {beam.min_length}, expected at most max_length, {max_length}")
-
-
-def _groups(lengths: list[int], batch_size: int, hypotheses: int) -> Iterator[tuple[list[int], int]]:
-    """Group non-empty sources by length, longest first, for one search each.
-
-    Yields:
-        Indices, and the number of sentences that MAX_BATCH_POSITIONS allows for their longest: all
-        sources that may share a full batch form one group.
-    """
-    present = (index for index, length in enumerate(lengths) if length)
-    order = sorted(present, key=lengths.__getitem__, reverse=True)
-    allowed = ((index, _places_allowed(lengths[index] * hypotheses, batch_size)) for index in order)
-    for places, group in itertools.groupby(allowed, lambda pair: pair[1]):
-        indices = [index for index, _ in group]
-        if places > 1:
-            yield indices, places
-        else:  # nothing is shared, and each search returns its memory before the next begins
-            yield from (([index], 1) for index in indices)
-
-
-def _places_allowed(length: int, batch_size: int) -> int:
-    return max(1, min(batch_size, MAX_BATCH_POSITIONS // padded_length(length)))

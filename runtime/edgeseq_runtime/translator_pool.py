@@ -23,6 +23,7 @@ from edgeseq_runtime.bundle import Bundle, load_bundle
 from edgeseq_runtime.errors import BundleError, EdgeseqRuntimeError, InputError, WorkerError, warn_caller
 from edgeseq_runtime.lines import read_window, with_prefixes
 from edgeseq_runtime.policy import DepthPolicy
+from edgeseq_runtime.settings import check_whole_number
 from edgeseq_runtime.translator import (
     WINDOW_BATCHES,
     Translation,
@@ -77,8 +78,7 @@ class TranslatorPool:
             PolicyError: The bundle does not have this depth policy.
             InputError: ``processes`` is out of range, or the bundle has no shortlist to use.
         """
-        if processes < 1:
-            raise InputError(f"processes is {processes}, expected at least 1")
+        check_whole_number("processes", processes, 1)
         self._bundle = load_bundle(model)
         self._policy = self._bundle.policy(default_depth(self._bundle) if depth is None else depth)
         if shortlist:
@@ -144,9 +144,9 @@ class TranslatorPool:
     ) -> Iterator[Translation]:
         """Translate any number of lines in bounded memory, in order.
 
-        Results are those of :meth:`Translator.translate_iter`, whose arguments these are. One call at
-        a time: a new one ends those before. Up to 2 * WINDOW_BATCHES * batch_size lines are read
-        ahead for each process.
+        Results are those of :meth:`Translator.translate_iter`, whose arguments these are; the depth is
+        the pool's. One call at a time: a new one ends those before. Up to 2 * WINDOW_BATCHES *
+        batch_size lines are read ahead for each process. Ctrl-C while it waits closes the pool.
 
         Raises:
             InputError: Something other than str, when that is reached; or a setting out of range; or
@@ -177,6 +177,8 @@ class TranslatorPool:
         failure: Exception | None = None
         more = True
         while more or out:
+            if self._closed:
+                raise InputError("this pool was closed before all results were taken: take them before it is closed")
             while more and len(out) < _WINDOWS_AHEAD:
                 window, failure = read_window(pairs, size)
                 more = len(window) == size
@@ -197,6 +199,9 @@ class TranslatorPool:
                 connection.send((call, [line for line, _ in share], [prefix for _, prefix in share], settings))
             except OSError as error:
                 raise self._death(first) from error
+            except BaseException:
+                self.close()  # half a message may be on its way, and nothing can follow it
+                raise
 
     def _collect(self, call: int, lines: int) -> Iterator[Translation]:
         if call != self._call:
@@ -222,6 +227,9 @@ class TranslatorPool:
                 answer: _Answer = self._connections[place].recv()
             except (EOFError, OSError) as error:
                 raise self._death(place) from error
+            except BaseException:
+                self.close()  # half a message may have been taken, and the rest of it makes no sense
+                raise
             if answer.call == call:  # others are of calls whose results nobody took
                 return answer
 

@@ -190,8 +190,10 @@ def test_a_shortlist_needs_validation_text(run: Path, tmp_path: Path) -> None:
 
 
 def test_export_does_not_replace_a_folder_that_is_no_bundle(run: Path, tmp_path: Path) -> None:
+    """Nor one of a web page, which has a manifest.json as well."""
     (tmp_path / "thesis.tex").write_text("years of work")
+    (tmp_path / "manifest.json").write_text('{"name": "Thesis"}')
     outcome = run_edgeseq("export", run, "--out", tmp_path)
     assert outcome.code == 1
-    assert "holds no manifest.json, so it is not replaced" in outcome.stderr
-    assert (tmp_path / "thesis.tex").read_text() == "years of work"
+    assert "exists and holds something else, so it is not replaced" in outcome.stderr
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["manifest.json", "thesis.tex"]

@@ -1,5 +1,6 @@
 """The embedding guide says only what works."""
 
+import re
 from pathlib import Path
 
 import pytest
@@ -20,3 +21,10 @@ def test_python_blocks_run_in_order(tmp_path: Path, monkeypatch: pytest.MonkeyPa
     for block in blocks:
         code = compile("\n" * block.line + block.text, str(README), "exec")
         exec(code, namespace)  # noqa: S102
+
+
+def test_every_module_is_in_the_table() -> None:
+    modules = {path.name for path in (README.parent / "edgeseq_runtime").glob("[!_]*.py")}
+    assert len(modules) > 30
+    named = set(re.findall(r"`(\w+\.py)`", README.read_text(encoding="utf-8")))
+    assert modules == named

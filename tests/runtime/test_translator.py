@@ -9,8 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from edgeseq_runtime import Translation, Translator, TruncationWarning
-from edgeseq_runtime import translator as translator_module
+from edgeseq_runtime import Translation, Translator, TruncationWarning, sources
 from edgeseq_runtime.beam import BeamOptions
 from edgeseq_runtime.bundle import load_bundle
 from edgeseq_runtime.engine import Engine
@@ -126,19 +125,8 @@ def test_batch_of_one_reads_nothing_ahead(translator: Translator) -> None:
     assert next(lines) == "the cat"
 
 
-def test_groups_share_a_batch_within_bounds(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Longest first; blank lines nowhere; long sentences in groups of fewer rows."""
-    lengths = [9, 0, 2, 30, 3, 0, 8]
-    assert list(translator_module._groups(lengths, 2, 1)) == [([3, 0, 6, 4, 2], 2)]
-    monkeypatch.setattr(translator_module, "MAX_BATCH_POSITIONS", 24)
-    assert list(translator_module._groups(lengths, 3, 1)) == [([3], 1), ([0], 2), ([6, 4, 2], 3)]
-    assert list(translator_module._groups(lengths, 1, 1)) == [([index], 1) for index in (3, 0, 6, 4, 2)]
-    # A beam of two takes two rows a sentence.
-    assert list(translator_module._groups(lengths, 3, 2)) == [([3], 1), ([0], 1), ([6], 1), ([4, 2], 3)]
-
-
 def test_overlong_input_is_truncated_with_a_warning(translator: Translator, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(translator_module, "MAX_SOURCE_PIECES", 8)
+    monkeypatch.setattr(sources, "MAX_SOURCE_PIECES", 8)
     text = "the dog the dog the dog the dog the dog the dog"
     with pytest.warns(TruncationWarning) as caught:
         result = translator.translate(text)
@@ -192,6 +180,39 @@ def test_settings_out_of_range_are_refused(translator: Translator) -> None:
         translator.stream("the dog", max_length=-1)
 
 
+@pytest.mark.parametrize("value", [2.5, "4", True])
+@pytest.mark.parametrize("name", ["batch_size", "max_length", "beam"])
+def test_settings_of_another_type_are_refused(translator: Translator, name: str, value: object) -> None:
+    with pytest.raises(InputError, match=rf"{name} is {value!r}, expected a (whole )?number"):
+        translator.translate_iter([], **{name: value})  # type: ignore[arg-type]
+
+
+def test_no_batch_size_is_refused(translator: Translator) -> None:
+    with pytest.raises(InputError, match="batch_size is None, expected a whole number, at least 1"):
+        translator.translate_iter([], batch_size=None)  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize("beam", [1, 2])
+def test_lengths_that_nothing_reaches_take_no_memory(translator: Translator, beam: int) -> None:
+    found = {line: translator.translate(line, beam=beam) for line in SENTENCES}
+    ended = [line for line, result in found.items() if result.tokens and result.tokens[-1] == "</s>"]
+    assert ended
+    for line in ended:
+        assert translator.translate(line, beam=beam, max_length=2**70) == found[line]
+
+
+def test_the_program_may_work_elsewhere_when_a_graph_is_first_needed(
+    tiny_bundle: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Nor does it matter where the link then leads that the bundle was opened by."""
+    (tmp_path / "link.bundle").symlink_to(tiny_bundle)
+    monkeypatch.chdir(tmp_path)
+    translator = Translator("link.bundle", depth="full", device="cpu")
+    (tmp_path / "link.bundle").unlink()
+    monkeypatch.chdir("/")
+    assert translator.translate("the dog") == Translator(tiny_bundle, depth="full", device="cpu").translate("the dog")
+
+
 def test_settings_that_contradict_each_other_are_refused(translator: Translator) -> None:
     with pytest.raises(InputError, match=r"min_length is 5, expected at most max_length, 4$"):
         translator.translate("the dog", beam=BeamOptions(min_length=5), max_length=4)
@@ -221,6 +242,16 @@ def test_lines_before_an_error_are_translated(translator: Translator, count: int
         found.extend(translator.translate_iter([*["the dog"] * count, None], batch_size=2))  # type: ignore[list-item]
     assert found == expected
     found.clear()
+    with pytest.raises(InputError, match="expected text as str, got NoneType"):
+        found.extend(
+            translator.translate_iter(
+                [*["the dog"] * count, None],  # type: ignore[list-item]
+                batch_size=2,
+                prefixes=[""] * (count + 1),
+            )
+        )
+    assert found == expected
+    found.clear()
     with pytest.raises(InputError, match=f"line {count + 1} has no prefix"):
         found.extend(translator.translate_iter(["the dog"] * (count + 1), batch_size=2, prefixes=[""] * count))
     assert found == expected
@@ -243,7 +274,7 @@ def test_blank_lines_share_nothing(translator: Translator) -> None:
 def test_a_warning_names_the_line_that_called(
     translator: Translator, call: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(translator_module, "MAX_SOURCE_PIECES", 3)
+    monkeypatch.setattr(sources, "MAX_SOURCE_PIECES", 3)
     with pytest.warns(TruncationWarning) as caught:
         list(getattr(translator, call)(["the dog runs home"] if call != "stream" else "the dog runs home"))
     assert [warning.filename for warning in caught] == [__file__]

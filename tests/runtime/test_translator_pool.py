@@ -165,6 +165,31 @@ def test_a_closed_pool_says_so(tiny_bundle: Path) -> None:
         pool.translate_iter(["the dog"])
 
 
+def test_results_that_are_taken_too_late_are_not_called_a_death(tiny_bundle: Path) -> None:
+    with TranslatorPool(tiny_bundle, processes=1, device="cpu") as pool:
+        begun, late = pool.translate_iter(["the dog"]), pool.translate_iter(["the dog"])
+    for results in (begun, late):
+        with pytest.raises(InputError, match="this pool was closed before all results were taken"):
+            list(results)
+
+
+def test_a_pool_that_was_interrupted_while_it_waited_is_closed(
+    tiny_bundle: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A later call would read on in the middle of a message."""
+
+    def interrupt(_: object) -> None:
+        raise KeyboardInterrupt
+
+    with TranslatorPool(tiny_bundle, processes=1, device="cpu") as pool:
+        with monkeypatch.context() as patch:
+            patch.setattr(type(pool._connections[0]), "recv", interrupt)
+            with pytest.raises(KeyboardInterrupt):
+                list(pool.translate_iter(["the dog"]))
+        with pytest.raises(InputError, match=r"^this pool is closed: make another one$"):
+            pool.translate_iter(["the dog"])
+
+
 def test_a_bundle_exchanged_before_a_process_opens_it_is_refused(tiny_bundle: Path, tmp_path: Path) -> None:
     folder = tmp_path / "b"
     shutil.copytree(tiny_bundle, folder)

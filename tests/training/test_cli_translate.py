@@ -377,7 +377,9 @@ def test_defaults_leave_the_choice_to_the_bundle() -> None:
         (["--max-length", "-1"], "'--max-length': -1 is not in the range x>=1"),
         (["--device", "tpu"], "'--device': 'tpu' is not one of 'auto', 'cpu', 'cuda'"),
         (["-o", "x", "--trace", "x"], "--output and --trace both name 'x'; give them different"),
+        (["-o", "x", "--trace", "./x"], "--output and --trace both name './x'; give them different"),
         (["--trace", "-"], "--output and --trace both name '-'; give them different"),
+        (["--prefix", "-"], "--input and --prefix both read stdin; name a file for one of them"),
         (["extra"], "unexpected extra argument (extra)"),
     ],
 )

@@ -307,6 +307,15 @@ def test_a_value_is_not_taken_for_a_table(tmp_path: Path) -> None:
     )
 
 
+def test_a_list_of_tables_is_set_whole(tmp_path: Path) -> None:
+    path = write(tmp_path, DATA)
+    assert message(lambda: load_config(path, {"predictors.kind": "certainty"})) == (
+        "cannot set predictors.kind: predictors is a list of tables; set the whole of it, as in "
+        "--set 'predictors=[{kind=\"certainty\"}]'"
+    )
+    assert load_config(path, {"predictors": [{"kind": "certainty"}]}).predictors[0].kind == "certainty"
+
+
 def test_a_missing_file_is_named(tmp_path: Path) -> None:
     path = tmp_path / "none.toml"
     assert message(lambda: load_config(path)) == f"cannot read the configuration {path}: No such file or directory"

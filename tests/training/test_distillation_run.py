@@ -128,7 +128,7 @@ def test_bad_text_is_found_before_anything_is_translated(
 def test_what_a_killed_process_had_begun_to_write_is_removed(
     config: RunConfig, teachers: list[Translator], tmp_path: Path
 ) -> None:
-    (tmp_path / "run" / ".distilled.0123.tmp").mkdir(parents=True)
+    (tmp_path / "run" / ".distilled.0123456789ab.tmp").mkdir(parents=True)
     run_distill(config, teachers[0], tmp_path / "run")
     assert sorted(path.name for path in (tmp_path / "run").iterdir()) == ["distilled", "translations"]
 

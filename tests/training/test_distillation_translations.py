@@ -138,7 +138,7 @@ def test_a_part_that_was_removed_is_translated_again(teacher: Translator, src: P
 def test_what_a_killed_process_had_begun_to_write_is_removed(teacher: Translator, src: Path) -> None:
     folder = src.parent / "translations"
     folder.mkdir()
-    (folder / ".part-00000.jsonl.0123.tmp").write_text('{"pieces": 4, "hyp')
+    (folder / ".part-00000.jsonl.0123456789ab.tmp").write_text('{"pieces": 4, "hyp')
     translate(teacher, src)
     assert not list(folder.glob(".*"))
 

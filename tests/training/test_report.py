@@ -58,6 +58,8 @@ def test_attributes_are_named_and_left_out() -> None:
 
 
 def test_a_table_names_its_rows_and_columns() -> None:
+    with pytest.raises(ValueError, match=r"^caption: a row has 3 cells, expected 2, one per column$"):
+        table("caption", ("a", "b"), [("x", "1"), ("y", "2", "3")])
     made = table("caption", ("a", "b"), [("x", "1"), ("y", "2")])
     assert made.count('<th scope="col">') == made.count('<th scope="row">') == 2
     assert "<caption>caption</caption>" in made

@@ -4,6 +4,7 @@ from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
+from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 import edgeseq.progress
 from edgeseq.training.reporting import Reporter
@@ -20,7 +21,26 @@ def test_metrics_go_to_one_csv_file_with_one_header(tmp_path: Path) -> None:
         "aligned,2,nll,0.123457",
         "joint,4,loss,1e-09",
     ]
-    assert len(list((tmp_path / "tensorboard").iterdir())) == 2
+
+
+def curve(run: Path, phase: str) -> list[tuple[int, float]]:
+    """What TensorBoard shows of the loss."""
+    events = EventAccumulator(str(run / "tensorboard" / phase))
+    events.Reload()
+    return [(event.step, event.value) for event in events.Scalars("loss")]
+
+
+def test_tensorboard_shows_what_the_csv_file_holds(tmp_path: Path) -> None:
+    """A phase that begins, or goes on, hides nothing but what it does again."""
+    with Reporter(tmp_path, "exits", 10, 0) as reporter:
+        for step in (2, 4, 6):
+            reporter.record(step, {"loss": step})
+    with Reporter(tmp_path, "exits", 10, 4) as reporter:
+        reporter.record(6, {"loss": 0.5})
+    with Reporter(tmp_path, "joint", 10, 0) as reporter:
+        reporter.record(2, {"loss": 1.0})
+    assert curve(tmp_path, "exits") == [(2, 2.0), (4, 4.0), (6, 0.5)]
+    assert curve(tmp_path, "joint") == [(2, 1.0)]
 
 
 def test_steps_that_come_again_are_listed_once(tmp_path: Path) -> None:

@@ -242,7 +242,10 @@ def test_a_resumed_run_never_pairs_a_configuration_with_other_weights(
         interrupt_at(patch, *MOMENTS["frozen"], 1)
         with pytest.raises(KeyboardInterrupt):
             train(config, run, resume=True)
-    assert refusal(CheckpointError, lambda: load_run(run)) == f"there is no {run / 'model.safetensors'}"
+    assert refusal(CheckpointError, lambda: load_run(run)) == (
+        f"there is no {run / 'model.safetensors'}, so this run is not finished: "
+        f"`edgeseq train CONFIG --out {run} --resume` goes on with it"
+    )
     train(config, run, resume=True)
     assert load_run(run)[0] == config
 
@@ -384,6 +387,24 @@ def test_a_run_of_another_dim_is_no_start(tmp_path: Path, finished: Path) -> Non
     )
 
 
+@pytest.mark.parametrize("fault", ["no validation text", "another dim", "not finished"])
+def test_faults_are_seen_before_the_training_text_is_read(tmp_path: Path, finished: Path, fault: str) -> None:
+    start = tmp_path / "start"
+    shutil.copytree(finished, start)
+    changes: dict[str, Any] = {"training__start_from": str(start)}
+    if fault == "no validation text":
+        changes["data__valid_tgt"] = str(tmp_path / "none.de")
+    elif fault == "another dim":
+        changes["model__dim"] = 16
+    else:
+        (start / "model.safetensors").unlink()
+    kind = {"no validation text": DataError, "another dim": ConfigError}.get(fault, CheckpointError)
+    expected = {"no validation text": "none.de", "another dim": "set model.dim"}.get(fault, "is not finished")
+    config = make_config(tmp_path, **NO_PREDICTORS, **changes)
+    assert expected in refusal(kind, lambda: train(config, tmp_path / "run", resume=False))
+    assert [path.name for path in (tmp_path / "run").iterdir()] == ["config.json"]
+
+
 # --- Refusals
 
 
@@ -481,11 +502,20 @@ def test_before_a_checkpoint_the_tokenizer_may_change(tmp_path: Path, monkeypatc
 
 def test_what_a_killed_process_left_is_removed(tmp_path: Path) -> None:
     run = tmp_path / "run"
-    (run / "data" / ".train.0a1b.tmp").mkdir(parents=True)
-    (run / ".exit_states.0a1b.tmp").mkdir()
-    (run / ".config.json.0a1b.tmp").write_bytes(b"{")
+    (run / "data" / ".train.0123456789ab.tmp").mkdir(parents=True)
+    (run / ".exit_states.0123456789ab.tmp").mkdir()
+    (run / ".config.json.0123456789ab.tmp").write_bytes(b"{")
     train(make_config(tmp_path, **NO_PREDICTORS), run, resume=False)
     assert list(run.rglob(".*.tmp")) == []
+
+
+def test_what_a_living_process_writes_is_left_alone(tmp_path: Path, finished: Path) -> None:
+    """Whoever calls a second time without --resume is refused, and nothing is put in order before that."""
+    run = tmp_path / "run"
+    shutil.copytree(finished, run)
+    (run / "checkpoints" / ".exits-00000008.0123456789ab.tmp").mkdir()
+    refusal(ConfigError, lambda: train(make_config(finished.parent), run, resume=False))
+    assert (run / "checkpoints" / ".exits-00000008.0123456789ab.tmp").exists()
 
 
 def test_a_loss_that_is_no_number_ends_training(tmp_path: Path) -> None:

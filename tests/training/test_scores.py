@@ -176,8 +176,8 @@ def test_without_both_neighbours_there_is_no_line(known: tuple[int, ...]) -> Non
     assert compare_with_line(mixture(0.5), {depth: FIXED[depth] for depth in known}) is None
 
 
-def test_resamples_beyond_the_known_depths_are_left_out() -> None:
-    """Every sentence at depth 1 or 3, on average a little above 2: some resamples lie below 2, where depth 1 counts."""
+def test_all_resamples_are_compared_with_one_line() -> None:
+    """Every sentence at depth 1 or 3, on average a little above 2: some resamples lie below 2, and count as well."""
     deep = np.random.default_rng(3).permutation(len(REFERENCES)) < 0.52 * len(REFERENCES)
     policy = Sample(
         np.where(deep[:, None], FIXED[3].bleu_counts, FIXED[1].bleu_counts),
@@ -186,8 +186,22 @@ def test_resamples_beyond_the_known_depths_are_left_out() -> None:
     )
     some, everything = compare_with_line(policy, {n: FIXED[n] for n in (2, 3)}), compare_with_line(policy, FIXED)
     assert some is not None
-    assert everything is not None
     assert 2 < some.average_depth < 2.1
-    assert some.gain == everything.gain
+    assert some == everything
     assert some.low <= some.gain <= some.high
-    assert (some.low, some.high) != (everything.low, everything.high)  # control: there were such resamples
+
+
+@pytest.mark.parametrize("blank", [1, 3])
+def test_resamples_without_a_word_say_nothing_and_are_no_error(blank: int) -> None:
+    references = [REFERENCES[0], *[""] * blank]
+    fixed = {n: Sample.collect(references, references, [[n] * 7, *[[]] * blank]) for n in (2, 3)}
+    policy = Sample.collect(references, references, [[2] * 3 + [3] * 4, *[[]] * blank])
+    test = compare_with_line(policy, fixed)
+    assert test is not None
+    assert (test.gain, test.low, test.high) == (0, 0, 0)
+
+
+def test_below_the_last_depth_that_is_known_the_line_is_that_depth() -> None:
+    test = compare_with_line(FIXED[3], {3: FIXED[3]})
+    assert test is not None
+    assert (test.average_depth, test.gain, test.low, test.high) == (3, 0, 0, 0)

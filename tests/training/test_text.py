@@ -44,6 +44,11 @@ def test_one_carriage_return_before_the_line_feed_is_dropped(tmp_path: Path) -> 
     assert list(read_lines(write(tmp_path / "text", b"a\r\nb\r\r\nc\r"))) == ["a", "b\r", "c"]
 
 
+def test_a_byte_order_mark_is_dropped_where_a_file_begins(tmp_path: Path) -> None:
+    (tmp_path / "a").write_bytes("\ufeffDas\n\ufeffist\n".encode())
+    assert list(read_lines(tmp_path / "a")) == ["Das", "\ufeffist"]
+
+
 def test_the_last_line_needs_no_line_feed(tmp_path: Path) -> None:
     assert list(read_lines(write(tmp_path / "text", b"a\nb"))) == ["a", "b"]
 

@@ -5,6 +5,7 @@ from pathlib import Path
 
 import pytest
 
+from edgeseq.data import vocabulary
 from edgeseq.data.text import read_parallel
 from edgeseq.data.vocabulary import train_tokenizer
 from edgeseq.errors import DataError
@@ -32,6 +33,23 @@ def test_the_same_text_gives_the_same_model(tokenizer: Tokenizer) -> None:
 def test_blank_lines_do_not_matter(tokenizer: Tokenizer) -> None:
     spread = [line for sentence in SENTENCES for line in (sentence, "", "  ")]
     assert train_tokenizer(iter(spread), VOCAB_SIZE) == tokenizer.model_bytes
+
+
+def test_long_lines_count_as_well() -> None:
+    """SentencePiece leaves them out, in silence."""
+    long = " ".join([*SENTENCES * 4, "straße"])
+    assert len(long.encode()) > 4192
+    tokenizer = Tokenizer(train_tokenizer(iter([*SENTENCES, long]), VOCAB_SIZE))
+    assert UNK_ID not in tokenizer.encode("straße")
+    assert UNK_ID in Tokenizer(train_tokenizer(iter(SENTENCES), VOCAB_SIZE)).encode("straße")  # control
+
+
+@pytest.mark.parametrize("text", [" ".join(SENTENCES * 4), "ß" * 9000, "犬" * 1047 + " " + "犬" * 3000, "a" * 1048])
+def test_parts_of_a_long_line_are_the_line_and_short(text: str) -> None:
+    parts = list(vocabulary._parts(text))
+    assert "".join(parts) == text
+    assert max(len(part.encode()) for part in parts) <= 4192
+    assert all(part[-1] == " " for part in parts[:-1] if " " in part)
 
 
 def test_a_vocabulary_too_large_for_the_text_names_the_size_that_fits() -> None:

@@ -12,7 +12,7 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from edgeseq.evaluation.probing import Probe
+from edgeseq.evaluation.probing import Probe, collect_signals
 from edgeseq.evaluation.proposals import Signals, estimate_thresholds
 from edgeseq_runtime.manifest import THRESHOLD_KINDS, Manifest
 from edgeseq_runtime.policy import CONFIDENCE
@@ -42,7 +42,9 @@ def policies_by_predictor(manifest: Manifest, probes: Sequence[Probe]) -> dict[s
     chosen = {}
     for name, kind in kinds.items():
         once = _chooses_once(kind)
-        signals = _signals(name, kind, probes)[:_MOST_TOKENS]
+        signals = collect_signals(probes, name, kind)[:_MOST_TOKENS]
+        if once:
+            signals = np.cumsum(signals, axis=1)[:, :-1]
         policies = [f"{name}:{setting:g}" for setting in spread_settings(signals, blocks, reaches=once)]
         chosen[name] = [name, *policies] if once else policies
     return chosen
@@ -74,14 +76,3 @@ def spread_settings(signals: Signals, blocks: int, *, reaches: bool) -> list[flo
 def _chooses_once(kind: str) -> bool:
     """Whether a depth is chosen for good, from a distribution over depths."""
     return kind != CONFIDENCE and kind not in THRESHOLD_KINDS
-
-
-def _signals(name: str, kind: str, probes: Sequence[Probe]) -> Signals:
-    """What tells each token to stop after blocks 1 to N-1: (T, N-1)."""
-    if kind == CONFIDENCE:
-        return np.concatenate([probe.confidence for probe in probes])[:, :-1]
-    if kind == "sequence":
-        signals = np.concatenate([np.tile(probe.signals[name], (len(probe.tokens), 1)) for probe in probes])
-    else:
-        signals = np.concatenate([probe.signals[name] for probe in probes])
-    return np.cumsum(signals, axis=1)[:, :-1] if _chooses_once(kind) else signals

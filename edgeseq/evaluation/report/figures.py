@@ -110,6 +110,8 @@ def _group_figure(start: str, tally: Tally, x_title: str) -> Markup:
 
 def _extremes(tally: Tally) -> str:
     averages = tally.averages
+    if len(averages) == 1:
+        return "too few tokens to tell groups apart"
     low, high = averages.index(min(averages)), averages.index(max(averages))
     if averages[low] == averages[high]:
         return f"{averages[low]:.2f} blocks everywhere"
@@ -169,9 +171,8 @@ def _results_table(measured: Measurements) -> Markup:
         "average depth",
         "MFLOP per token",
         "ms per sentence",
-        "tokens per second",
+        "BLEU above fixed depths, 95 % interval",
     ]
-    header += ["BLEU above fixed depths, 95 % interval"]
     header += [f"% at {depth}" for depth in range(1, len(measured.full_depth.depth_shares) + 1)]
     rows: list[list[Child]] = []
     for result in measured.results:

@@ -46,11 +46,18 @@ def join(children: Iterable[Child]) -> Markup:
 
 
 def table(caption: str, header: Iterable[Child], rows: Iterable[Iterable[Child]]) -> Markup:
-    """Makes a table whose first column names its rows; it scrolls by itself where the page is narrow."""
-    head = element("tr", [element("th", cell, scope="col") for cell in header])
+    """Makes a table whose first column names its rows; it scrolls by itself where the page is narrow.
+
+    Raises:
+        ValueError: a row has more or fewer cells than the header.
+    """
+    names = list(header)
+    head = element("tr", [element("th", cell, scope="col") for cell in names])
     body = []
     for row in rows:
         first, *others = row
+        if len(others) + 1 != len(names):
+            raise ValueError(f"{caption}: a row has {len(others) + 1} cells, expected {len(names)}, one per column")
         body.append(element("tr", element("th", first, scope="row"), [element("td", cell) for cell in others]))
     whole = element("table", element("caption", caption), element("thead", head), element("tbody", body))
     return element("div", whole, class_="scroll", tabindex=0, role="region", aria_label=caption)
