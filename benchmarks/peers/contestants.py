@@ -5,19 +5,22 @@ from __future__ import annotations
 import shutil
 from collections.abc import Callable
 from dataclasses import dataclass
-from functools import partial
-from importlib import metadata
+from importlib import import_module, metadata
 from pathlib import Path
+from typing import Any
 
 import click
 
-import ctranslate2_system
-import edgeseq_system
-import marian_system
-import onnxruntime_system
-import optimum_system
-import torch_system
 from translations import Translate
+
+
+def _late(module: str, function: str, **settings: str) -> Callable[..., Any]:
+    """A function of a system's module, imported when it is called: what others need is not in memory while one runs."""
+
+    def call(*arguments: object) -> Any:
+        return getattr(import_module(module), function)(*arguments, **settings)
+
+    return call
 
 
 @dataclass(frozen=True)
@@ -53,8 +56,8 @@ class Rival:
 RIVALS = {
     **{
         f"ctranslate2-{compute_type}": Rival(
-            partial(ctranslate2_system.write, compute_type=compute_type),
-            partial(ctranslate2_system.load, compute_type=compute_type),
+            _late("ctranslate2_system", "write", compute_type=compute_type),
+            _late("ctranslate2_system", "load", compute_type=compute_type),
             ("ctranslate2", "sentencepiece"),
             shares_batches=True,
         )
@@ -62,20 +65,24 @@ RIVALS = {
     },
     **{
         f"onnxruntime-{compute_type}": Rival(
-            partial(onnxruntime_system.write, compute_type=compute_type),
-            onnxruntime_system.load,
+            _late("onnxruntime_system", "write", compute_type=compute_type),
+            _late("onnxruntime_system", "load"),
             ("onnxruntime", "numpy", "sentencepiece"),
         )
         for compute_type in ("int8", "float32")
     },
-    "torch-eager": Rival(torch_system.write_eager, torch_system.load_eager, ("torch", "numpy", "sentencepiece")),
-    "torch-compiled": Rival(
-        torch_system.write_compiled, torch_system.load_compiled, ("torch", "numpy", "sentencepiece")
-    ),
+    **{
+        f"torch-{how}": Rival(
+            _late("torch_system", f"write_{how}"),
+            _late("torch_system", f"load_{how}"),
+            ("torch", "numpy", "sentencepiece"),
+        )
+        for how in ("eager", "compiled")
+    },
     **{
         f"marian-{compute_type}": Rival(
-            marian_system.write,
-            partial(marian_system.load, compute_type=compute_type),
+            _late("marian_system", "write"),
+            _late("marian_system", "load", compute_type=compute_type),
             ("pymarian", "sentencepiece"),
             shares_batches=True,
             requirements="benchmarks/peers/requirements-marian.txt",
@@ -84,8 +91,8 @@ RIVALS = {
     },
     **{
         f"optimum-{compute_type}": Rival(
-            partial(optimum_system.write, compute_type=compute_type),
-            optimum_system.load,
+            _late("optimum_system", "write", compute_type=compute_type),
+            _late("optimum_system", "load"),
             ("optimum-onnx[onnxruntime]", "sentencepiece"),
             requirements="benchmarks/peers/requirements-optimum.txt",
         )
@@ -120,6 +127,8 @@ class Contestant:
         """Makes it ready."""
         if self.system in RIVALS:
             return RIVALS[self.system].load(self.folder, threads)
+        import edgeseq_system
+
         return edgeseq_system.load(self.folder, self.depth, threads)
 
     def __str__(self) -> str:

@@ -25,8 +25,9 @@ from pathlib import Path
 
 os.environ["OMP_NUM_THREADS"] = "1"  # whoever may use more says so
 
+# A contestant's process imports this file first, so what it needs is in the memory and before the time of all of them:
+# nothing large.
 import click
-import numpy as np
 
 from contestants import RIVALS, Contestant, prepare_rival
 from install_size import install_size, size_on_disk
@@ -84,6 +85,8 @@ def measure(contestants: Sequence[Contestant], threads: int, plan: Plan) -> tupl
 
 def measure_speed(answers: Sequence[Answer], lines: Sequence[str], batch_size: int) -> Speed:
     """Puts rounds together by their medians."""
+    import numpy as np
+
     seconds = np.median([answer.seconds for answer in answers], axis=0)
     p50, p95 = map(float, np.percentile(1000 * seconds, [50, 95]))
     return Speed(

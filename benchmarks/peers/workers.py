@@ -1,4 +1,7 @@
-"""Contestants in processes of their own: nothing that one has loaded costs another time or memory."""
+"""Contestants in processes of their own: nothing that one has loaded costs another time or memory.
+
+Loading is timed from when a process has been started, and has imported the script that it belongs to.
+"""
 
 from __future__ import annotations
 

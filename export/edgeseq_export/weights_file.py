@@ -43,7 +43,8 @@ def gather_weights(folder: Path) -> None:
                 end += len(data) + padding
             _refer(tensor, offsets[data], len(data))
         write_file(path, model.SerializeToString(deterministic=True))
-    write_file(folder / WEIGHTS_FILE, b"".join(parts))
+    # A model may be so small that no tensor is large, and a bundle has no empty files.
+    write_file(folder / WEIGHTS_FILE, b"".join(parts) or bytes(_ALIGNMENT))
 
 
 def _large_tensors(graph: onnx.GraphProto) -> Iterator[TensorProto]:

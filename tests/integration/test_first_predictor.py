@@ -1,5 +1,7 @@
 """A run can be exported whatever the kind of its first predictor, which decodes are compared and measured with."""
 
+import warnings
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -10,9 +12,12 @@ from edgeseq.config import PredictorConfig, RunConfig
 from edgeseq.config_files import save_config
 from edgeseq.data.vocabulary import train_tokenizer
 from edgeseq.models import build_model
+from edgeseq.models.seq2seq import Encoder
 from edgeseq.training.checkpoints import save_model
-from edgeseq_export import ValidationText, bundle_writer, export_run
-from edgeseq_runtime import Translator
+from edgeseq_export import ValidationText, bundle_writer, export_run, quantisation
+from edgeseq_runtime import Translator, TruncationWarning, sources
+from edgeseq_runtime.engine import Engine
+from edgeseq_runtime.records import ComputeTypeName
 from edgeseq_runtime.tokenizer import Tokenizer
 from small_corpora import SENTENCES, VOCAB_SIZE, write_lines
 
@@ -41,6 +46,37 @@ def write_run(folder: Path, first: PredictorConfig) -> Path:
         torch.nn.init.normal_(parameter)
     save_model(model, folder / "model.safetensors")
     return folder
+
+
+@pytest.mark.parametrize("compute_type", ["float32", "int8"])
+def test_validation_lines_of_any_length_are_cut_as_a_translator_cuts_them(
+    tmp_path: Path, compute_type: ComputeTypeName, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """In the oracle's decodes, in the measuring of activations, and in the gate: else one line takes all memory."""
+    limit = 40  # more than the sizes at which graphs are compared
+    monkeypatch.setattr(sources, "MAX_SOURCE_PIECES", limit)
+    monkeypatch.setattr(bundle_writer, "MAX_TIES", 20)
+    for name, value in (("MAX_LOSS", 100.0), ("MAX_DEPTH_CHANGES", 1.0), ("MIN_TOKEN_AGREEMENT", 0.0)):
+        monkeypatch.setattr(quantisation, name, value)
+    longest: list[int] = []
+
+    def watch(owner: type, method: str, length: Callable[..., int]) -> None:
+        original = getattr(owner, method)
+
+        def watched(self: object, *arguments: Any, **options: Any) -> object:
+            longest.append(length(*arguments))
+            return original(self, *arguments, **options)
+
+        monkeypatch.setattr(owner, method, watched)
+
+    run = write_run(tmp_path, PredictorConfig(name="first", kind="halting"))
+    watch(Engine, "encode", lambda given, *_: max(map(len, given)))
+    watch(Encoder, "forward", lambda ids, *_: ids.shape[1])
+    text = write_lines(tmp_path / "valid.txt", [*SENTENCES[:4], " ".join(SENTENCES)])
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", TruncationWarning)
+        export_run(run, tmp_path / "b", ValidationText(text, text), compute_type)
+    assert max(longest) == limit + 1
 
 
 @pytest.mark.parametrize("kind", ["halting", "certainty", "multinomial", "sequence"])
