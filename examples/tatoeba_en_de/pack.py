@@ -1,6 +1,6 @@
 """Makes model/ from a finished run: 16-bit weights, the tokenizer, and the configuration without this machine's paths.
 
-python examples/tatoeba_en_de/pack.py runs/tatoeba
+python examples/tatoeba_en_de/pack.py runs/student
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ def pack(run: Path, folder: Path) -> None:
     """Writes the three files that export needs.
 
     Args:
-        run: a finished run of config.toml.
+        run: a finished run of student.toml.
         folder: where they go; made if missing.
     """
     config, tokenizer, model = load_run(run)
@@ -31,11 +31,14 @@ def pack(run: Path, folder: Path) -> None:
     if size > MAX_BYTES:
         sys.exit(f"{run} has {size:,} bytes of 16-bit weights; a shipped model may have {MAX_BYTES:,}")
     folder.mkdir(exist_ok=True)
-    # Paths as config.toml writes them: relative to this folder.
-    plain = load_config(HERE / "config.toml").data
+    # Paths as student.toml writes them, relative to this folder, and the teacher's as README.md does. The tokenizer is
+    # that of the run.
+    plain = load_config(HERE / "student.toml").data
     names = ("src", "tgt", "valid_src", "valid_tgt")
-    paths = {name: str(Path(getattr(plain, name)).relative_to(HERE)) for name in names}
-    config = config.model_copy(update={"data": config.data.model_copy(update=paths)})
+    paths: dict[str, str | None] = {name: str(Path(getattr(plain, name)).relative_to(HERE)) for name in names}
+    paths["tokenizer"] = None
+    training = config.training.model_copy(update={"start_from": "runs/teacher"})
+    config = config.model_copy(update={"data": config.data.model_copy(update=paths), "training": training})
     write_file(folder / CONFIG_FILE, save_config(config))
     write_file(folder / TOKENIZER_FILE, tokenizer.model_bytes)
     save_model(model, folder / MODEL_FILE, torch.float16)

@@ -49,4 +49,4 @@ def test_batched_equals_single_in_bits_at_real_size(policy: str, lines: int, rea
 
 def test_it_translates_well(real_bundle: Path) -> None:
     translations = Translator(real_bundle, depth="full", device="cpu").translate(read_lines("test.en"))
-    assert score_corpus([t.text for t in translations], read_lines("test.de")).bleu >= 30
+    assert score_corpus([t.text for t in translations], read_lines("test.de")).bleu >= 38
