@@ -77,9 +77,11 @@ class BeamOptions:
             InputError: A setting is out of range.
         """
         check_whole_number("beam setting size", self.size, 1)
-        check_whole_number("beam setting n_best", self.n_best, 1, self.size)
+        check_whole_number("beam setting n_best", self.n_best, 1)
         check_whole_number("beam setting min_length", self.min_length, 1)
         check_whole_number("beam setting no_repeat_ngram", self.no_repeat_ngram, 0)
+        if self.n_best > self.size:
+            raise InputError(f"beam setting n_best is {self.n_best}, expected 1 to the beam size, {self.size}")
         penalty = self.length_penalty
         if not isinstance(penalty, Real) or not 0 <= penalty < np.inf:
             raise InputError(f"beam setting length_penalty is {penalty!r}, expected a finite number from 0")

@@ -338,7 +338,7 @@ class Manifest(Record):
             return cls.model_validate_json(data)
         except ValidationError as error:
             raise BundleError(
-                f"{name}: export or copy the bundle again, for it is not valid {list_problems(error, 'manifest')}"
+                f"{name} is not valid {list_problems(error, 'manifest')}\nexport or copy the bundle again"
             ) from error
 
 

@@ -242,7 +242,7 @@ def test_runs_of_tokens() -> None:
     ("settings", "message"),
     [
         ({"size": 0}, "beam setting size is 0, expected at least 1"),
-        ({"size": 2, "n_best": 3}, "beam setting n_best is 3, expected 1 to 2"),
+        ({"size": 2, "n_best": 3}, "beam setting n_best is 3, expected 1 to the beam size, 2"),
         ({"min_length": 0}, "beam setting min_length is 0, expected at least 1"),
         ({"no_repeat_ngram": -1}, "beam setting no_repeat_ngram is -1, expected at least 0"),
         ({"size": 2.5}, "beam setting size is 2.5, expected a whole number, at least 1"),

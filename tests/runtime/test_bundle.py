@@ -281,7 +281,9 @@ def test_a_bundle_without_a_shortlist_has_none(bundle: Path) -> None:
 def test_a_shortlist_of_pieces_that_are_none_is_refused(with_shortlist: Path) -> None:
     tables = {"best": np.full((60, 3), 60, np.uint16), "frequent": np.zeros(6, np.uint16)}
     replace_file(with_shortlist, "shortlist.safetensors", save(tables))
-    assert refusal(with_shortlist).endswith("lists the id 60 under 'best', but there are 60 pieces")
+    assert refusal(with_shortlist).endswith(
+        "lists the id 60 under 'best', but there are 60 pieces; export or copy the bundle again"
+    )
 
 
 def test_graphs_of_a_shortlist_that_is_not_declared_are_refused(with_shortlist: Path) -> None:

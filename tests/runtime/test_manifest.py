@@ -88,6 +88,7 @@ def test_all_mistakes_are_reported_at_once(data: bytes) -> None:
         Manifest.from_bytes(changed(data, change), "m.json")
     message = str(error.value)
     assert message.startswith("m.json is not valid (5 problems):\n")
+    assert message.endswith("\nexport or copy the bundle again")
     assert "  model.dim: Input should be a valid integer" in message
     assert "  model.mixer: Input should be 'dynamic', 'lightweight' or 'attention'" in message
     assert "  graphs.0.size: Input should be greater than 0" in message
