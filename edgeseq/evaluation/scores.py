@@ -89,7 +89,7 @@ def compare_with_line(policy: Sample, fixed: dict[int, Sample], seed: int = 0) -
 
     At average depth a, between n = ⌊a⌋ and n + 1, the line is BLEU_n + (a - n)(BLEU_{n+1} - BLEU_n): what one gets
     by sending a share of the work to either depth, without looking at the tokens. Resamples are compared with the line
-    through the same two depths, on its ends' other side too.
+    through the same two depths, also where their own average depth lies beyond one of them.
 
     Args:
         policy: the adaptive policy.

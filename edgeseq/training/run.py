@@ -75,8 +75,8 @@ def train(config: RunConfig, run: Path, resume: bool) -> None:
     """
     device = _pick_device(config.training.device)
     _open_run(config, run, resume)
-    starts = config.training.start_from is not None and not has_checkpoint(run / CHECKPOINTS_FOLDER)
-    _check_inputs(config, starts=starts)
+    start_from = None if has_checkpoint(run / CHECKPOINTS_FOLDER) else config.training.start_from
+    _check_inputs(config, start_from)
     if config.training.threads:
         torch.set_num_threads(config.training.threads)
     tokenizer = _prepare_tokenizer(config, run)
@@ -86,8 +86,8 @@ def train(config: RunConfig, run: Path, resume: bool) -> None:
     model = build_model(config.model, tokenizer.vocab_size, config.joint_predictors).to(device)
     parameters = sum(parameter.numel() for parameter in model.parameters())
     _LOGGER.info("%s parameters", f"{parameters:,}")
-    if starts:
-        _start_from(Path(str(config.training.start_from)), model, tokenizer)
+    if start_from is not None:
+        _start_from(Path(start_from), model, tokenizer)
     trainer = Trainer(run, model, tokenizer, train_corpus, valid_corpus, config.training, device)
     precision = str(trainer.precision).removeprefix("torch.")
     _LOGGER.info("training on %s in %s", device, precision)
@@ -148,13 +148,13 @@ def _open_run(config: RunConfig, run: Path, resume: bool) -> None:
     write_file(stored, save_config(config))
 
 
-def _check_inputs(config: RunConfig, *, starts: bool) -> None:
+def _check_inputs(config: RunConfig, start_from: str | None) -> None:
     """Reads what is wanted later, since that it is missing should not come up after all training text is processed."""
     for _ in read_parallel(Path(config.data.valid_src), Path(config.data.valid_tgt)):
         pass
-    if not starts:
+    if start_from is None:
         return
-    other, dim = Path(str(config.training.start_from)), config.model.dim
+    other, dim = Path(start_from), config.model.dim
     other_dim = load_resolved_config(other / CONFIG_FILE).model.dim
     if other_dim != dim:  # of all its weights only some biases would fit
         raise ConfigError(f"training.start_from = '{other}' has dim = {other_dim} and this model {dim}; set model.dim")

@@ -19,7 +19,7 @@ import numpy.typing as npt
 
 from edgeseq_runtime.arrays import FloatArray
 from edgeseq_runtime.calibration import CALIBRATE_AGAIN, CALIBRATION_FILE, Calibration, parse_calibration
-from edgeseq_runtime.errors import BundleError, InputError, PolicyError
+from edgeseq_runtime.errors import EXPORT_AGAIN, BundleError, InputError, PolicyError
 from edgeseq_runtime.file_identities import FileIdentities, identify_files
 from edgeseq_runtime.manifest import (
     MANIFEST_FILE,
@@ -42,7 +42,6 @@ MAX_MANIFEST_BYTES = 4 << 20
 MAX_TENSORS_BYTES = 64 << 20
 MAX_CALIBRATION_BYTES = 1 << 20
 _CHUNK_BYTES = 1 << 20
-_WAY_OUT = "export or copy the bundle again"
 
 
 @dataclass(frozen=True, eq=False)
@@ -147,7 +146,7 @@ def _read_manifest(folder: Path) -> bytes:
     size = _regular_file_size(folder, MANIFEST_FILE)
     if size > MAX_MANIFEST_BYTES:
         raise BundleError(
-            f"{folder / MANIFEST_FILE} has {size} bytes, expected at most {MAX_MANIFEST_BYTES}; {_WAY_OUT}"
+            f"{folder / MANIFEST_FILE} has {size} bytes, expected at most {MAX_MANIFEST_BYTES}; {EXPORT_AGAIN}"
         )
     with _readable(folder / MANIFEST_FILE):
         return (folder / MANIFEST_FILE).read_bytes()
@@ -170,7 +169,7 @@ def _with_way_out() -> Iterator[None]:
     try:
         yield
     except (BundleError, InputError) as error:
-        raise BundleError(f"{error}; {_WAY_OUT}") from error
+        raise BundleError(f"{error}; {EXPORT_AGAIN}") from error
 
 
 def _regular_file_size(folder: Path, file: str) -> int:
@@ -203,7 +202,7 @@ def _check_file(folder: Path, entry: GraphEntry | FileEntry) -> None:
     if found != entry.sha256:
         raise BundleError(
             f"{folder / entry.file} has the SHA-256 {found}, but the manifest says {entry.sha256}: "
-            "the file was changed; export or copy the bundle again"
+            f"the file was changed; {EXPORT_AGAIN}"
         )
 
 
@@ -219,8 +218,8 @@ def _check_signatures(manifest: Manifest, folder: Path) -> None:
     if problems:
         listed = "\n".join(f"  {problem}" for problem in problems)
         raise BundleError(
-            f"{folder / MANIFEST_FILE} lists graphs that do not fit its model ({len(problems)} problems); {_WAY_OUT}:\n"
-            f"{listed}"
+            f"{folder / MANIFEST_FILE} lists graphs that do not fit its model ({len(problems)} problems); "
+            f"{EXPORT_AGAIN}:\n{listed}"
         )
 
 
@@ -254,7 +253,8 @@ def _read_tokenizer(folder: Path, manifest: Manifest) -> Tokenizer:
         tokenizer = Tokenizer(path)
     if tokenizer.vocab_size != manifest.tokenizer.pieces:
         raise BundleError(
-            f"{path} has {tokenizer.vocab_size} pieces, but the manifest says {manifest.tokenizer.pieces}; {_WAY_OUT}"
+            f"{path} has {tokenizer.vocab_size} pieces, but the manifest says {manifest.tokenizer.pieces}; "
+            f"{EXPORT_AGAIN}"
         )
     return tokenizer
 
@@ -285,7 +285,7 @@ def _read_tensors(
     path = folder / _entry_of(manifest, role).file
     if path.stat().st_size > MAX_TENSORS_BYTES:
         raise BundleError(
-            f"{path} has more than {MAX_TENSORS_BYTES} bytes, too large for {role.replace('_', ' ')}; {_WAY_OUT}"
+            f"{path} has more than {MAX_TENSORS_BYTES} bytes, too large for {role.replace('_', ' ')}; {EXPORT_AGAIN}"
         )
     with _with_way_out():
         tensors = read_safetensors(path.read_bytes(), str(path), dtype)
@@ -304,7 +304,7 @@ def _read_predictors(folder: Path, manifest: Manifest) -> dict[str, Predictor]:
     for entry in manifest.predictors:
         expected |= entry.tensor_shapes(manifest.model.dim)
     if shapes != expected:
-        raise BundleError(f"{path} holds {shapes}, expected {expected}; {_WAY_OUT}")
+        raise BundleError(f"{path} holds {shapes}, expected {expected}; {EXPORT_AGAIN}")
     classes: dict[PredictorKind, type[Predictor]] = {"halting": HaltingUnits, "certainty": CertaintyUnits}
     return {
         entry.name: classes.get(entry.kind, DepthClassifier)(

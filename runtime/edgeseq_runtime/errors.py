@@ -5,6 +5,10 @@ Every message names the value at fault, what was expected, and what to do about 
 
 import inspect
 import warnings
+from typing import Final
+
+EXPORT_AGAIN: Final = "export or copy the bundle again"
+"""What to do about a bundle whose content is not right."""
 
 
 class EdgeseqRuntimeError(Exception):

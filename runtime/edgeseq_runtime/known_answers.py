@@ -12,13 +12,11 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from edgeseq_runtime.arrays import FloatArray
-from edgeseq_runtime.errors import BundleError, DeviceError
+from edgeseq_runtime.errors import EXPORT_AGAIN, BundleError, DeviceError
 from edgeseq_runtime.manifest import GraphRole, ModelFacts
 
 if TYPE_CHECKING:
     from edgeseq_runtime.engine import Engine
-
-_WAY_OUT = "export or copy the bundle again"
 
 TOLERANCE = 1e-3
 """Of the largest output. Sums of integers are exact; what is float32 about them may differ in the last bits."""
@@ -62,12 +60,12 @@ def check_answers(engine: "Engine", model: ModelFacts, tensors: Mapping[str, Flo
         given, right = tensors.get(input_name), tensors.get(output_name)
         if given is None or right is None or given.shape != shape:
             raise BundleError(
-                f"the bundle's known answers lack {input_name} of shape {shape} with {output_name}: {_WAY_OUT}"
+                f"the bundle's known answers lack {input_name} of shape {shape} with {output_name}: {EXPORT_AGAIN}"
             )
         (found,) = answer(engine, model, {key: given}).values()
         if found.shape != right.shape:
             raise BundleError(
-                f"the bundle's known answer {output_name} is {right.shape}, expected {found.shape}: {_WAY_OUT}"
+                f"the bundle's known answer {output_name} is {right.shape}, expected {found.shape}: {EXPORT_AGAIN}"
             )
         difference = float(np.abs(found - right).max() / np.abs(right).max())
         if not difference <= TOLERANCE:

@@ -13,7 +13,7 @@ from typing import Annotated, Final, Literal, Self
 
 from pydantic import Field, ValidationError, field_validator, model_validator
 
-from edgeseq_runtime.errors import BundleError
+from edgeseq_runtime.errors import EXPORT_AGAIN, BundleError
 from edgeseq_runtime.records import (
     CandidateWeights,
     ComputeTypeName,
@@ -337,9 +337,7 @@ class Manifest(Record):
         try:
             return cls.model_validate_json(data)
         except ValidationError as error:
-            raise BundleError(
-                f"{name} is not valid {list_problems(error, 'manifest')}\nexport or copy the bundle again"
-            ) from error
+            raise BundleError(f"{name} is not valid {list_problems(error, 'manifest')}\n{EXPORT_AGAIN}") from error
 
 
 def is_bundle(folder: Path) -> bool:
@@ -362,7 +360,7 @@ def _check_version(data: bytes, name: str) -> None:
     try:
         content = json.loads(data, parse_constant=lambda _: math.nan)
     except (ValueError, RecursionError) as error:
-        raise BundleError(f"{name} is not JSON ({error}): export or copy the bundle again") from error
+        raise BundleError(f"{name} is not JSON ({error}): {EXPORT_AGAIN}") from error
     found = content.get("format") if isinstance(content, dict) else None
     if found != FORMAT:
         raise BundleError(

@@ -15,7 +15,7 @@ from typing import Any, Literal
 import numpy as np
 
 from edgeseq_runtime.arrays import AnyArray, FloatArray
-from edgeseq_runtime.errors import BundleError, DeviceError, InputError
+from edgeseq_runtime.errors import EXPORT_AGAIN, BundleError, DeviceError, InputError
 from edgeseq_runtime.file_identities import FileIdentities, identify_files
 from edgeseq_runtime.manifest import GraphRole, TensorSpec
 from edgeseq_runtime.signatures import GraphInterface, GraphSignature
@@ -340,8 +340,8 @@ def _create_session(model: Path | bytes, file: str, provider: str) -> Any:
                 "device 'cpu'"
             ) from error
         raise BundleError(
-            f"{path} cannot be loaded by onnxruntime {onnxruntime.__version__}: install a newer one, or export or copy "
-            f"the bundle again. {error}"
+            f"{path} cannot be loaded by onnxruntime {onnxruntime.__version__}: install a newer one, or "
+            f"{EXPORT_AGAIN}. {error}"
         ) from error
 
 
@@ -364,7 +364,7 @@ def _check_tensors(
         all_expected = ", ".join(f"{spec.name} {spec.dtype}{spec.shape}" for spec in expected)
         raise BundleError(
             f"{file} is not the graph the manifest declares: its {what} are {all_found}; expected {all_expected}; "
-            "export or copy the bundle again"
+            f"{EXPORT_AGAIN}"
         )
 
 
