@@ -189,6 +189,9 @@ def test_all_resamples_are_compared_with_one_line() -> None:
     assert 2 < some.average_depth < 2.1
     assert some == everything
     assert some.low <= some.gain <= some.high
+    # Control: there are such resamples.
+    generator = np.random.default_rng(0)
+    assert min(policy.average_depth(generator.choice(EVERYTHING, len(EVERYTHING))) for _ in range(100)) < 2
 
 
 @pytest.mark.parametrize("blank", [1, 3])
@@ -201,7 +204,7 @@ def test_resamples_without_a_word_say_nothing_and_are_no_error(blank: int) -> No
     assert (test.gain, test.low, test.high) == (0, 0, 0)
 
 
-def test_below_the_last_depth_that_is_known_the_line_is_that_depth() -> None:
+def test_at_the_only_depth_that_is_known_the_line_is_that_depth() -> None:
     test = compare_with_line(FIXED[3], {3: FIXED[3]})
     assert test is not None
     assert (test.average_depth, test.gain, test.low, test.high) == (3, 0, 0, 0)
